@@ -1,0 +1,53 @@
+"""The contract of an export."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from qsd_trio.registry import export_types
+from qsd_trio.services import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qsd_trio.block.backend import BlockBackend
+    from qsd_trio.daemon import Daemon
+
+
+class Export(Service):
+    """A node made visible to clients of one protocol.
+
+    The command block-export-add makes the backend (permissions, length) and hands it over: the export
+    closes it when it ends and emits BLOCK_EXPORT_DELETED in ``gone()``.
+    """
+
+    type_name: ClassVar[str]
+    backend: BlockBackend
+    shutting_down: bool = False
+
+    @classmethod
+    @abstractmethod
+    def create(cls, daemon: Daemon, backend: BlockBackend, options: Any) -> Export:  # noqa: ANN401  # options are per type
+        """Check ``options`` (the generated BlockExportOptionsX) and return the export, not yet open.
+
+        Raises QmpError and leaves nothing behind.
+        """
+
+    @property
+    @abstractmethod
+    def in_use(self) -> bool:
+        """Whether clients are connected: block-export-del in mode ``safe`` is refused then."""
+
+
+ExportT = TypeVar("ExportT", bound=type[Export])
+
+
+def export_type(name: str) -> Callable[[ExportT], ExportT]:
+    """Register an export class under its QAPI name."""
+
+    def decorate(cls: ExportT) -> ExportT:
+        cls.type_name = name
+        return export_types.register(name)(cls)
+
+    return decorate
