@@ -39,6 +39,7 @@ class Daemon:
         jobs: ServiceTable[Job],
         exports: ServiceTable[Export],
         servers: ServiceTable[Service],
+        serving: trio.Event,
     ) -> None:
         self.events = events
         self.objects = objects
@@ -53,6 +54,11 @@ class Daemon:
         #: In-band commands of all monitors run one at a time, as on QEMU's main loop.
         self.command_lock = trio.Lock()
         self._quit = trio.Event()
+        self._serving = serving
+
+    def start_serving(self) -> None:
+        """Let the services serve that were only opened until now (see ``open_daemon_tables``)."""
+        self._serving.set()
 
     def request_quit(self) -> None:
         """Ask the daemon to end; the second time, without waiting for what is in flight."""
@@ -72,21 +78,26 @@ class Daemon:
 
 
 @asynccontextmanager
-async def open_daemon_tables() -> AsyncGenerator[Daemon]:
+async def open_daemon_tables(*, held: bool = False) -> AsyncGenerator[Daemon]:
     """Open a daemon's tables; leaving ends everything from the inside out.
 
+    ``held``: services are opened, so that sockets listen, but nobody is served before ``start_serving()``:
+    no client sees a daemon whose command line is half done.
     Left normally: exports finish what is in flight, jobs are cancelled, nodes flush and close, monitors
     send what they have queued, chardevs and objects go. Cancelled: the same, without the grace.
     """
     events = EventBus()
+    serving = trio.Event()
+    if not held:
+        serving.set()
     async with (  # nesting is the shutdown order, read from the inside out
         open_object_table() as objects,
-        open_service_table("chardev") as chardevs,
-        open_service_table("monitor") as monitors,
+        open_service_table("chardev", serving) as chardevs,
+        open_service_table("monitor", serving) as monitors,
         open_block_graph(events, objects) as graph,
-        open_service_table("job") as jobs,
-        open_service_table("server") as servers,
-        open_service_table("export") as exports,
+        open_service_table("job", serving) as jobs,
+        open_service_table("server", serving) as servers,
+        open_service_table("export", serving) as exports,
     ):
         daemon = Daemon(
             events=events,
@@ -97,8 +108,10 @@ async def open_daemon_tables() -> AsyncGenerator[Daemon]:
             jobs=jobs,
             exports=exports,
             servers=servers,
+            serving=serving,
         )
         try:
             yield daemon
         finally:
-            daemon.request_quit()
+            if not daemon.quit_requested:  # the second request would cut the deadlines
+                daemon.request_quit()

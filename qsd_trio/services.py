@@ -57,9 +57,10 @@ S = TypeVar("S", bound=Service)
 class ServiceTable(Generic[S]):
     """The services of one kind, by id. The only holder of a nursery besides its own task."""
 
-    def __init__(self, kind: str, nursery: trio.Nursery) -> None:
+    def __init__(self, kind: str, nursery: trio.Nursery, serving: trio.Event) -> None:
         self._kind = kind
         self._nursery = nursery
+        self._serving = serving
         self._services: dict[str, S] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._gone: dict[str, trio.Event] = {}
@@ -107,6 +108,7 @@ class ServiceTable(Generic[S]):
                     started = True
                     task_status.started()
                     try:
+                        await self._serving.wait()
                         await service.serve()
                     except Exception:
                         log.exception("%s %s crashed", self._kind, service.id)
@@ -160,14 +162,20 @@ class ServiceTable(Generic[S]):
 
 
 @asynccontextmanager
-async def open_service_table(kind: str) -> AsyncGenerator[ServiceTable[S]]:
+async def open_service_table(
+    kind: str, serving: trio.Event | None = None
+) -> AsyncGenerator[ServiceTable[S]]:
     """Open a table of services of ``kind``; leaving it stops them all and waits for them.
 
+    Services are opened when they are started, but ``serve()`` waits for ``serving``, if there is one.
     Left normally, services get ``STOP_GRACE`` seconds to finish what is in flight. Left by an
     exception or a cancellation, they are cancelled.
     """
+    if serving is None:
+        serving = trio.Event()
+        serving.set()
     async with trio.open_nursery() as nursery:
-        table: ServiceTable[S] = ServiceTable(kind, nursery)
+        table: ServiceTable[S] = ServiceTable(kind, nursery, serving)
         try:
             yield table
         except BaseException:
