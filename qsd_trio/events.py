@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from qsd_trio.untyped import Json
 
 
 @final
@@ -22,13 +24,13 @@ class Event:
     """
 
     name: str
-    data: Mapping[str, Any]
+    data: Mapping[str, Json]
     timestamp: tuple[int, int]
 
-    def to_qmp(self) -> dict[str, Any]:
+    def to_qmp(self) -> dict[str, Json]:
         """Return the event's JSON object."""
         seconds, microseconds = self.timestamp
-        answer: dict[str, Any] = {
+        answer: dict[str, Json] = {
             "timestamp": {"seconds": seconds, "microseconds": microseconds},
             "event": self.name,
         }

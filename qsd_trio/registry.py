@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Generic, TypeVar, final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from qsd_trio.untyped import Options as Implementation
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -53,10 +55,10 @@ class Registry(Generic[T]):
 
 # The interfaces stand in higher layers (block/abc.py, exports/abc.py ...), whose decorators are
 # typed; these tables only hold what they file.
-block_drivers: Registry[Any] = Registry("block driver")
-create_drivers: Registry[Any] = Registry("blockdev-create driver")
-export_types: Registry[Any] = Registry("export type")
-chardev_backends: Registry[Any] = Registry("chardev backend")
-user_creatable: Registry[Any] = Registry("object type")
-job_types: Registry[Any] = Registry("job type")
-commands: Registry[Any] = Registry("command")
+block_drivers: Registry[Implementation] = Registry("block driver")
+create_drivers: Registry[Implementation] = Registry("blockdev-create driver")
+export_types: Registry[Implementation] = Registry("export type")
+chardev_backends: Registry[Implementation] = Registry("chardev backend")
+user_creatable: Registry[Implementation] = Registry("object type")
+job_types: Registry[Implementation] = Registry("job type")
+commands: Registry[Implementation] = Registry("command")

@@ -46,7 +46,7 @@ class Service(ABC):
         """
         return False
 
-    def gone(self) -> None:  # noqa: B027  # a hook: most services have nothing to add
+    def gone(self) -> None:  # a hook: most services have nothing to add
         """Run when the service has ended and its resources are released (emit events here)."""
 
 
@@ -112,7 +112,7 @@ class ServiceTable(Generic[S]):
                         await service.serve()
                     except Exception:
                         log.exception("%s %s crashed", self._kind, service.id)
-        except Exception as exc:  # noqa: BLE001
+        except Exception as exc:
             if started:
                 log.exception("%s %s failed to close", self._kind, service.id)
             else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import errno
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias, TypeVar, final
 
 import attrs
 
@@ -21,10 +21,11 @@ from qsd_trio.registry import block_drivers, create_drivers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from typing_extensions import Self
+    from typing import Self
 
     from qsd_trio.host.files import HostFile
+
+    from qsd_trio.untyped import Json, Options
 
     Iov: TypeAlias = Sequence[memoryview]
     #: A piece of a mapped range: where its bytes are on the host. A file of None means zeroes.
@@ -220,12 +221,12 @@ class Opener(Protocol):
         """Fall back to read-only if ``auto-read-only`` allows it, else raise QmpError(message)."""
         ...
 
-    async def child(self, name: str, reference: object, role: ChildRole) -> Child:
+    async def child(self, name: str, reference: Options, role: ChildRole) -> Child:
         """Attach the child that a BlockdevRef (node name or options) names, opening it if inline."""
         ...
 
     async def backing(
-        self, reference: object | None, filename: str | None, format_: str | None
+        self, reference: Options, filename: str | None, format_: str | None
     ) -> Child | None:
         """Attach the backing child.
 
@@ -238,7 +239,7 @@ class Opener(Protocol):
         """Return the user-creatable object ``id_`` of class ``type_``; QmpError if there is none."""
         ...
 
-    def emit(self, event: str, **data: object) -> None:
+    def emit(self, event: str, **data: Json) -> None:
         """Emit a QMP event (BLOCK_IMAGE_CORRUPTED ...)."""
         ...
 
@@ -255,7 +256,7 @@ class BlockDriver(ABC):
 
     @classmethod
     @abstractmethod
-    async def open(cls, opener: Opener, options: Any) -> Self:  # noqa: ANN401  # each driver has its own options class
+    async def open(cls, opener: Opener, options: Options) -> Self:
         """Open the image that ``options`` (the generated BlockdevOptionsX) describe."""
 
     @abstractmethod
@@ -277,6 +278,17 @@ class BlockDriver(ABC):
         """Return the name QEMU shows for the node: a path, a ``json:{...}`` name, or ''."""
         return ""
 
+    def full_options(self) -> Mapping[str, Json]:
+        """Return the options, besides ``driver`` and children, that define this node's content.
+
+        They make up its ``json:`` name. Empty, and a driver over one child shows the child's name.
+        """
+        return {}
+
+    def allocated_size(self) -> int | None:
+        """Return how many bytes the image takes on the host, None: the sum of the children's."""
+        return None
+
     def has_zero_init(self) -> bool:
         """Return whether a newly made image of this kind reads as zeroes."""
         return False
@@ -288,7 +300,12 @@ class BlockDriver(ABC):
         return None
 
     def map_write(self, offset: int, length: int) -> Extents | None:
-        """Say where bytes may be overwritten in place at once, or None. Never a zero extent."""
+        """Say where bytes may be written at once, or None. Never a zero extent.
+
+        Asking means that the whole range is written before anything else happens: a format driver may
+        allocate here, from cached tables. The range may lie beyond the end for a parent with RESIZE: the
+        write grows the file, and what it skips reads as zeroes.
+        """
         return None
 
     # -- the slow path -----------------------------------------------------------------------------
@@ -330,7 +347,13 @@ class BlockDriver(ABC):
 
         return default_child_permissions(self, role, needed, shared, read_only=read_only)
 
-    async def reopen(self, opener: Opener, options: Any) -> Callable[[], Awaitable[None]]:  # noqa: ANN401
+    async def set_permissions(self, needed: Perm, shared: Perm) -> None:
+        """Take notice that the parents now need and share these; take or drop image locks.
+
+        Raises QmpError with nothing changed if a lock cannot be had.
+        """
+
+    async def reopen(self, opener: Opener, options: Options) -> Callable[[], Awaitable[None]]:
         """Prepare to change to ``options``; return the commit, which must not fail.
 
         Raising leaves the driver as it was. The default changes nothing and allows nothing to change.
@@ -341,11 +364,11 @@ class BlockDriver(ABC):
 
         return commit
 
-    async def image_info(self) -> Mapping[str, Any]:
+    async def image_info(self) -> Mapping[str, Json]:
         """Return driver-specific members of ImageInfo, in QMP form (``format-specific``, ``cluster-size`` ...)."""
         return {}
 
-    def driver_stats(self) -> Mapping[str, Any] | None:
+    def driver_stats(self) -> Mapping[str, Json] | None:
         """Return ``driver-specific`` of query-blockstats, or None."""
         return None
 
@@ -433,7 +456,7 @@ def create_driver(name: str) -> Callable[[T], T]:
 class CreateOpener(Protocol):
     """What blockdev-create gives to a driver's create function."""
 
-    async def node(self, reference: object) -> Child:
+    async def node(self, reference: Options) -> Child:
         """Return an edge with write and resize permission to the node a BlockdevRef names.
 
         It is released when the job ends.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from qsd_trio.registry import chardev_backends
 from qsd_trio.services import Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
-    from contextlib import AbstractAsyncContextManager
 
     import trio
 
@@ -47,7 +46,7 @@ class Chardev(Service):
         """``frontend-open`` of query-chardev."""
         return self.frontend is not None
 
-    def send_break(self) -> None:  # noqa: B027  # most have no break to send, as in QEMU
+    def send_break(self) -> None:  # most have no break to send, as in QEMU
         """Send a break, where the device knows such a thing (serial, mux)."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 import attrs
 
@@ -11,7 +11,9 @@ from qsd_trio.registry import commands
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-Handler = TypeVar("Handler", bound="Callable[..., Awaitable[Any]]")
+    from qsd_trio.untyped import Json
+
+Handler = TypeVar("Handler", bound="Callable[..., Awaitable[Json]]")
 
 
 @final
@@ -25,7 +27,7 @@ class Command:
     """
 
     name: str
-    function: Callable[..., Awaitable[Any]]
+    function: Callable[..., Awaitable[Json]]
     with_session: bool = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from qsd_trio.registry import export_types
 from qsd_trio.services import Service
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from qsd_trio.block.backend import BlockBackend
     from qsd_trio.daemon import Daemon
+    from qsd_trio.untyped import Options
 
 
 class Export(Service):
@@ -28,7 +29,7 @@ class Export(Service):
 
     @classmethod
     @abstractmethod
-    def create(cls, daemon: Daemon, backend: BlockBackend, options: Any) -> Export:  # noqa: ANN401  # options are per type
+    def create(cls, daemon: Daemon, backend: BlockBackend, options: Options) -> Export:
         """Check ``options`` (the generated BlockExportOptionsX) and return the export, not yet open.
 
         Raises QmpError and leaves nothing behind.

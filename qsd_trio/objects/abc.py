@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
+from typing import TYPE_CHECKING, ClassVar, TypeVar, final
 
 from qsd_trio.errors import QmpError
 from qsd_trio.registry import user_creatable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
+    from typing import Self
 
-    from typing_extensions import Self
+    from qsd_trio.untyped import Json, Options
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ class UserCreatable(ABC):
     users: int = 0
 
     @classmethod
-    async def create(cls, table: ObjectTable, options: Any) -> Self:  # noqa: ANN401  # options are per type
+    async def create(cls, table: ObjectTable, options: Options) -> Self:
         """Make the object from the generated ObjectOptions branch; raises QmpError."""
         raise NotImplementedError
 
@@ -37,11 +38,11 @@ class UserCreatable(ABC):
         """Return property name -> QOM type name, for qom-list."""
         return {}
 
-    def get_property(self, name: str) -> Any:  # noqa: ANN401  # QOM is untyped
+    def get_property(self, name: str) -> Json:
         """Return a property's value in QMP form; KeyError if there is none."""
         raise KeyError(name)
 
-    async def set_property(self, name: str, value: Any) -> None:  # noqa: ANN401
+    async def set_property(self, name: str, value: Json) -> None:
         """Set a property at run time; QmpError if it cannot be."""
         raise KeyError(name)
 

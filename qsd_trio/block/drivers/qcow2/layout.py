@@ -1,0 +1,95 @@
+"""Numbers of the qcow2 format (docs/interop/qcow2 of QEMU) and the limits we put on images."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MAGIC: Final = b"QFI\xfb"
+
+MIN_CLUSTER_BITS: Final = 9
+MAX_CLUSTER_BITS: Final = 21
+DEFAULT_CLUSTER_SIZE: Final = 65536
+
+# Of L1 and L2 entries.
+COPIED: Final = 1 << 63  # refcount is exactly one
+COMPRESSED: Final = 1 << 62
+ZERO: Final = 1  # reads as zeroes (version 3)
+OFFSET_MASK: Final = 0x00FFFFFFFFFFFE00
+
+REFTABLE_OFFSET_MASK: Final = 0xFFFFFFFFFFFFFE00
+
+# Of the header.
+INCOMPAT_DIRTY: Final = 1
+INCOMPAT_CORRUPT: Final = 2
+INCOMPAT_DATA_FILE: Final = 4
+INCOMPAT_COMPRESSION: Final = 8
+INCOMPAT_EXTENDED_L2: Final = 16
+INCOMPAT_KNOWN: Final = 31
+COMPAT_LAZY_REFCOUNTS: Final = 1
+AUTOCLEAR_BITMAPS: Final = 1
+AUTOCLEAR_DATA_FILE_RAW: Final = 2
+
+# Memory that opening an image may take: these are QEMU's limits too.
+MAX_L1_BYTES: Final = 32 << 20
+MAX_REFTABLE_BYTES: Final = 8 << 20
+MAX_SNAPSHOTS: Final = 65536
+SNAPSHOT_HEADER_SIZE: Final = 40
+
+MAX_HOST_OFFSET: Final = 1 << 56  # what an L1 or L2 entry can name
+
+
+class CorruptImageError(OSError):
+    """The image's metadata contradict themselves or the format; an EIO to whoever asked.
+
+    Attributes:
+        fatal: whether going on would do harm, so that the node stops working.
+        where: offset and size in the image file, if the harm has a place.
+    """
+
+    def __init__(self, message: str, *, fatal: bool, where: tuple[int, int] | None = None) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO))
+        self.message = message
+        self.fatal = fatal
+        self.where = where
+
+
+def iov_slice(iov: Sequence[memoryview], start: int, length: int) -> list[memoryview]:
+    """Return the part of ``iov`` that starts at byte ``start`` and is ``length`` bytes long."""
+    answer: list[memoryview] = []
+    for piece in iov:
+        size = len(piece)
+        if start >= size:
+            start -= size
+            continue
+        part = piece[start : start + length]
+        answer.append(part)
+        length -= len(part)
+        if not length:
+            break
+        start = 0
+    return answer
+
+
+def iov_length(iov: Iterable[memoryview]) -> int:
+    """Return how many bytes ``iov`` holds."""
+    return sum(map(len, iov))
+
+
+def iov_fill(iov: Iterable[memoryview], data: bytes | bytearray | memoryview) -> None:
+    """Copy ``data``, which is as long as ``iov``, into it."""
+    view = memoryview(data)
+    at = 0
+    for piece in iov:
+        piece[:] = view[at : at + len(piece)]
+        at += len(piece)
+
+
+def iov_zero(iov: Iterable[memoryview]) -> None:
+    """Fill ``iov`` with zeroes."""
+    for piece in iov:
+        piece[:] = bytes(len(piece))

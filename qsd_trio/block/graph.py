@@ -1,0 +1,573 @@
+"""The graph of block nodes: opening, closing, permissions, draining.
+
+Nodes are resources, not tasks: they close in reverse order of dependence when ``open_block_graph`` is left.
+Changes to the graph run one at a time under ``BlockGraph.lock``.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar, final
+
+import trio
+
+from qsd_trio.block.abc import ChildRole, Perm
+from qsd_trio.block.backend import BlockBackend
+from qsd_trio.block.io import Edge, Node, NodeFlags
+from qsd_trio.block.names import NODE_NAME_MAX, FilenamePolicy, NodeNames, check_node_name
+from qsd_trio.block.permissions import check_conflicts, cumulative
+from qsd_trio.errors import QmpError
+from qsd_trio.registry import block_drivers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Iterator
+
+    from qsd_trio.block.abc import BlockDriver, Child
+    from qsd_trio.events import EventBus
+    from qsd_trio.objects.abc import ObjectTable
+    from qsd_trio.untyped import Json, Options
+
+log = logging.getLogger("qsd_trio.block")
+
+T = TypeVar("T")
+
+MAX_DEPTH = 200  # nested opens: a chain of backing files longer than that is a loop or an attack
+
+
+def explicit_generic(options: Options) -> dict[str, Json]:
+    """Return the generic options that the user has set, under their flat names."""
+    found: dict[str, Json] = {
+        "read-only": options.read_only,
+        "auto-read-only": options.auto_read_only,
+        "force-share": options.force_share,
+        "discard": options.discard.value if options.discard is not None else None,
+        "detect-zeroes": options.detect_zeroes.value if options.detect_zeroes is not None else None,
+    }
+    if options.cache is not None:
+        found["cache.direct"] = options.cache.direct
+        found["cache.no-flush"] = options.cache.no_flush
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def inherit_generic(
+    own: dict[str, Json], parent: dict[str, Json], role: ChildRole
+) -> dict[str, Json]:
+    """Return ``own`` completed by what a child of ``role`` takes over from its parent's options."""
+    merged = dict(own)
+    for name in ("cache.direct", "cache.no-flush", "force-share"):
+        if name in parent:
+            merged.setdefault(name, parent[name])
+    if role & ChildRole.COW:
+        merged.setdefault("read-only", True)
+        merged.setdefault("auto-read-only", False)
+    else:
+        for name in ("read-only", "auto-read-only"):
+            if name in parent:
+                merged.setdefault(name, parent[name])
+    # What the parent discards is to reach the storage: whether to is decided at the top.
+    merged.setdefault("discard", "unmap")
+    return merged
+
+
+def node_flags(generic: dict[str, Json]) -> NodeFlags:
+    """Return the flags that flat generic options mean; QmpError if they contradict each other."""
+    flags = NodeFlags(
+        read_only=generic.get("read-only", False),
+        auto_read_only=generic.get("auto-read-only", False),
+        force_share=generic.get("force-share", False),
+        cache_direct=generic.get("cache.direct", False),
+        cache_no_flush=generic.get("cache.no-flush", False),
+        discard_unmap=generic.get("discard", "ignore") == "unmap",
+        detect_zeroes=generic.get("detect-zeroes", "off"),
+    )
+    if flags.force_share and not flags.read_only:
+        raise QmpError("force-share=on can only be used with read-only images")
+    if flags.detect_zeroes == "unmap" and not flags.discard_unmap:
+        raise QmpError(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap"
+        )
+    return flags
+
+
+@final
+class NodeOpener:
+    """Implements block/abc.py's Opener for one node that is being opened."""
+
+    def __init__(self, graph: BlockGraph, node: Node, depth: int) -> None:
+        self._graph = graph
+        self._node = node
+        self._depth = depth
+
+    @property
+    def node_name(self) -> str:
+        """The node's name (known once its ``file`` child is open)."""
+        return self._node.node_name
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the node is opened read-only."""
+        return self._node.flags.read_only
+
+    @property
+    def auto_read_only(self) -> bool:
+        """Whether it may fall back to read-only."""
+        return self._node.flags.auto_read_only
+
+    @property
+    def force_share(self) -> bool:
+        """Whether locks are not to be taken."""
+        return self._node.flags.force_share
+
+    @property
+    def cache_direct(self) -> bool:
+        """Whether the host's page cache is to be avoided."""
+        return self._node.flags.cache_direct
+
+    @property
+    def cache_no_flush(self) -> bool:
+        """Whether flushes are ignored."""
+        return self._node.flags.cache_no_flush
+
+    @property
+    def discard_unmap(self) -> bool:
+        """Whether discards reach the driver."""
+        return self._node.flags.discard_unmap
+
+    def make_read_only(self, message: str) -> None:
+        """Become read-only if ``auto-read-only`` allows it, else QmpError(message)."""
+        import attrs
+
+        if self.read_only:
+            return
+        if not self.auto_read_only:
+            raise QmpError(message)
+        self._node.flags = attrs.evolve(self._node.flags, read_only=True)
+
+    async def child(self, name: str, reference: Options, role: ChildRole) -> Child:
+        """Attach the child that ``reference`` names or describes."""
+        graph = self._graph
+        if isinstance(reference, str):
+            child = graph.find(reference)
+        else:
+            child = await graph.open_node(
+                reference, parent=self._node, role=role, depth=self._depth + 1
+            )
+        edge = graph.attach(self._node, name, role, child)
+        if name == "file":
+            graph.name_node(self._node)
+        return edge
+
+    async def backing(
+        self, reference: Options, filename: str | None, format_: str | None
+    ) -> Child | None:
+        """Attach the backing child: by option, by the image's header, or none."""
+        from qsd_trio.qapi import NULL
+
+        if reference is NULL or (reference is None and not filename):
+            return None
+        if reference is None:
+            assert filename is not None
+            reference = self._implicit_backing(filename, format_)
+        try:
+            return await self.child("backing", reference, ChildRole.COW)
+        except QmpError as exc:
+            if isinstance(reference, str):
+                raise
+            raise QmpError(f"Could not open backing file: {exc}") from exc
+
+    def _implicit_backing(self, filename: str, format_: str | None) -> Options:
+        from qsd_trio.qapi.converter import from_qmp
+
+        from qsd_trio.qapi import BlockdevOptions
+
+        if format_ is None:
+            # Guessing would let a guest that writes a header choose how the host opens its image.
+            raise QmpError(
+                f"The image names backing file '{filename}' without its format;"
+                " give the backing file with the option 'backing'"
+            )
+        file = self._node.child(ChildRole.PRIMARY)
+        image = file.node.driver.filename() if file is not None else ""
+        path = self._graph.policy.resolve(filename, image)
+        if format_ in ("file", "host_device"):
+            return from_qmp(BlockdevOptions, {"driver": format_, "filename": path})
+        return from_qmp(
+            BlockdevOptions,
+            {"driver": format_, "file": {"driver": self._protocol_of(path), "filename": path}},
+        )
+
+    def _protocol_of(self, path: str) -> str:
+        from qsd_trio.host.files import is_block_device
+
+        return "host_device" if is_block_device(path) else "file"
+
+    def object(self, id_: str, type_: type[T]) -> T:
+        """Return a user-creatable object."""
+        return self._graph.objects.lookup(id_, type_)
+
+    def emit(self, event: str, **data: Json) -> None:
+        """Emit a QMP event."""
+        self._graph.events.emit(event, **data)
+
+
+@final
+class BlockGraph:
+    """The nodes of one daemon, by name, in the order in which they were named."""
+
+    def __init__(self, events: EventBus, objects: ObjectTable) -> None:
+        self.events = events
+        self.objects = objects
+        self.policy = FilenamePolicy()
+        self.nodes: dict[str, Node] = {}
+        self.backends: list[BlockBackend] = []
+        self._names = NodeNames()
+        self._lock = trio.Lock()
+        self._idle = trio.Event()
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(tuple(self.nodes.values()))
+
+    # -- looking up ----------------------------------------------------------------------------------
+
+    def find(self, name: str) -> Node:
+        """Return the node ``name``, for commands that also take a device name."""
+        node = self.nodes.get(name)
+        if node is None:
+            raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'")
+        return node
+
+    def find_node(self, name: str) -> Node:
+        """Return the node ``name``, for commands that take nothing else."""
+        node = self.nodes.get(name)
+        if node is None:
+            raise QmpError(f"Failed to find node with node-name='{name}'")
+        return node
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    async def add_node(self, options: Options) -> Node:
+        """Open a node for the user (blockdev-add). Raises QmpError with nothing left behind."""
+        async with self._lock:
+            if not options.node_name and options.node_name is None:
+                raise QmpError("'node-name' must be specified for the root node")
+            node = await self.open_node(options, parent=None, role=ChildRole.NONE, depth=0)
+            node.monitor_owned = True
+            return node
+
+    async def open_node(
+        self, options: Options, *, parent: Node | None, role: ChildRole, depth: int
+    ) -> Node:
+        """Open a node from options, with its inline children. The caller owns it or attaches it."""
+        if depth > MAX_DEPTH:
+            raise QmpError(f"More than {MAX_DEPTH} nested block nodes")
+        driver_name: str = options.driver.value
+        generic = explicit_generic(options)
+        if parent is not None:
+            generic = inherit_generic(generic, parent.generic, role)
+        else:
+            for name in ("cache.direct", "cache.no-flush", "read-only"):
+                generic.setdefault(name, False)
+        node = Node("", driver_name, NodeFlags(), self.events)
+        node.options = options
+        node.generic = generic
+        node.inherits_from = parent
+        driver_class: type[BlockDriver] | None = block_drivers.get(driver_name)
+        try:
+            if driver_class is None:
+                raise QmpError(
+                    f"Driver '{driver_name}' is not supported by this version of qsd-trio"
+                )
+            node.flags = node_flags(generic)
+            opener = NodeOpener(self, node, depth)
+            if getattr(options, "file", None) is None:
+                self.name_node(node)
+            node.attach_driver(await driver_class.open(opener, options))
+            self.name_node(node)
+            await self.refresh_permissions([node])
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._close_node(node)
+            raise
+        return node
+
+    def name_node(self, node: Node) -> None:
+        """Give the node its name and its place in the table, once."""
+        if node.node_name:
+            return
+        name = node.options.node_name
+        if name is None:
+            name = self._names.generate()
+        else:
+            check_node_name(name)
+            if name in self.nodes:
+                raise QmpError(f"Duplicate nodes with node-name='{name}'")
+            if len(name) > NODE_NAME_MAX:
+                raise QmpError("Node name too long")
+        node.node_name = name
+        self.nodes[name] = node
+
+    def attach(self, parent: Node, name: str, role: ChildRole, child: Node) -> Edge:
+        """Make an edge. Permissions follow with ``refresh_permissions``."""
+        edge = Edge(name, role, child, parent, lambda: f"node '{parent.node_name}'")
+        parent.children.append(edge)
+        child.parents.append(edge)
+        return edge
+
+    async def detach(self, edge: Edge) -> None:
+        """Remove an edge; the child closes if nobody else holds it."""
+        if edge.parent is not None:
+            edge.parent.children.remove(edge)
+        child = edge.node
+        child.parents.remove(edge)
+        if not child.parents and not child.monitor_owned:
+            await self._close_node(child)
+        else:
+            await self.refresh_permissions([child])
+
+    # -- closing -------------------------------------------------------------------------------------
+
+    async def del_node(self, name: str) -> None:
+        """Close a node of the user's (blockdev-del)."""
+        async with self._lock:
+            node = self.find_node(name)
+            if node.parents:
+                raise QmpError(f"Node {name} is in use")
+            if not node.monitor_owned:
+                raise QmpError(f"Node {name} is not owned by the monitor")
+            node.monitor_owned = False
+            with trio.CancelScope(shield=True):
+                await self._close_node(node)
+
+    async def _close_node(self, node: Node) -> None:
+        """Flush and close a node without parents, then its children that nobody else holds."""
+        if self.nodes.get(node.node_name) is node:
+            del self.nodes[node.node_name]
+        if node.is_open:
+            driver = node.driver
+            try:
+                await node.flush()
+            except OSError as exc:
+                log.error("%s: flush at close failed: %s", node.node_name, exc.strerror)
+            try:
+                await driver.aclose()
+            except OSError as exc:
+                log.error("%s: close failed: %s", node.node_name, exc.strerror)
+            node.detach_driver()
+        for edge in tuple(reversed(node.children)):
+            await self.detach(edge)
+
+    async def close_all(self) -> None:
+        """Close every node, users before what they use."""
+        async with self._lock:
+            while self.nodes:
+                roots = [node for node in self.nodes.values() if not node.parents]
+                assert roots, "block nodes form a cycle"
+                for node in reversed(roots):
+                    node.monitor_owned = False
+                    await self._close_node(node)
+
+    # -- permissions ---------------------------------------------------------------------------------
+
+    async def refresh_permissions(self, roots: Iterable[Node]) -> None:
+        """Compute permissions anew below ``roots`` and put them in force, or change nothing.
+
+        Raises QmpError on a conflict or if a driver cannot get a lock.
+        """
+        order = _topological(roots)
+        planned: dict[Edge, tuple[Perm, Perm]] = {}
+        changed: list[tuple[Node, tuple[Perm, Perm]]] = []
+        for node in order:
+            edges = [
+                (edge, *planned.get(edge, (edge.perm, edge.shared)))
+                for edge in reversed(node.parents)
+            ]
+            check_conflicts(node.node_name, edges)
+            total = cumulative((needed, shared) for _, needed, shared in edges)
+            self._check_node(node, total[0])
+            changed.append((node, total))
+            if node.is_open:
+                for edge in node.children:
+                    planned[edge] = node.driver.child_permissions(
+                        edge.role, *total, read_only=node.read_only
+                    )
+        done: list[Node] = []
+        try:
+            for node, total in changed:
+                if node.is_open and total != node.cumulative:
+                    await node.driver.set_permissions(*total)
+                    done.append(node)
+        except QmpError:
+            for node in done:
+                await node.driver.set_permissions(*node.cumulative)
+            raise
+        for edge, (needed, shared) in planned.items():
+            edge.perm, edge.shared = needed, shared
+        for node, total in changed:
+            node.cumulative = total
+
+    def _check_node(self, node: Node, needed: Perm) -> None:
+        if needed & (Perm.WRITE | Perm.WRITE_UNCHANGED) and node.read_only:
+            raise QmpError("Block node is read-only")
+        if (
+            needed & Perm.WRITE
+            and not needed & Perm.RESIZE
+            and node.is_open
+            and node.getlength() % node.limits().request_alignment
+        ):
+            raise QmpError(
+                "Cannot get 'write' permission without 'resize': "
+                "Image size is not a multiple of request alignment"
+            )
+
+    # -- users ---------------------------------------------------------------------------------------
+
+    async def open_backend(
+        self, node_name: str, perm: Perm, shared: Perm, *, name: str = ""
+    ) -> BlockBackend:
+        """Take permissions on a node. ``name`` is how texts call the user ('' : unnamed)."""
+        async with self._lock:
+            return await self._open_backend(self.find(node_name), perm, shared, name)
+
+    async def _open_backend(self, node: Node, perm: Perm, shared: Perm, name: str) -> BlockBackend:
+        desc = name or "an unnamed block device"
+        edge = Edge("root", ChildRole.FILTERED | ChildRole.PRIMARY, node, None, lambda: desc)
+        edge.perm, edge.shared = perm, shared
+        node.parents.append(edge)
+        try:
+            await self.refresh_permissions([node])
+        except BaseException:
+            node.parents.remove(edge)
+            raise
+        backend = BlockBackend(self, edge, name)
+        self.backends.append(backend)
+        return backend
+
+    async def close_backend(self, backend: BlockBackend) -> None:
+        """Give a backend's permissions back (called by BlockBackend.aclose)."""
+        with trio.CancelScope(shield=True):
+            async with self._lock:
+                await self._release(backend)
+
+    async def _release(self, backend: BlockBackend) -> None:
+        self.backends.remove(backend)
+        backend.detached()
+        if backend.node.is_open:
+            try:
+                await backend.node.flush()
+            except OSError as exc:
+                log.error("%s: flush failed: %s", backend.node.node_name, exc.strerror)
+        await self.detach(backend.edge)
+
+    # -- draining ------------------------------------------------------------------------------------
+
+    def backend_idle(self) -> None:
+        """Note that a draining backend has nothing in flight any more."""
+        self._idle.set()
+
+    @asynccontextmanager
+    async def drained(self, nodes: Iterable[Node]) -> AsyncGenerator[None]:
+        """Hold off and wait for every request that reaches ``nodes``, while the context is open."""
+        above = _ancestors(nodes)
+        backends = [backend for backend in self.backends if backend.node in above]
+        for backend in backends:
+            backend.begin_drain()
+        try:
+            while any(backend.in_flight for backend in backends):
+                self._idle = trio.Event()
+                await self._idle.wait()
+            yield
+        finally:
+            for backend in backends:
+                backend.end_drain()
+
+    async def resize(self, node: Node, size: int) -> None:
+        """Change a node's length for the user (block_resize)."""
+        async with self._lock:
+            backend = await self._open_backend(node, Perm.RESIZE, Perm.ALL, "")
+            try:
+                async with self.drained([node]):
+                    await node.truncate(size)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._release(backend)
+
+    def create_opener(self) -> GraphCreateOpener:
+        """Return what a blockdev-create job opens its nodes with."""
+        return GraphCreateOpener(self)
+
+
+@final
+class GraphCreateOpener:
+    """Implements block/abc.py's CreateOpener; ``aclose`` releases what was opened."""
+
+    def __init__(self, graph: BlockGraph) -> None:
+        self._graph = graph
+        self._backends: list[BlockBackend] = []
+        self._opened: list[Node] = []
+
+    async def node(self, reference: Options) -> Child:
+        """Return an edge to the node with permission to read, write and resize it."""
+        graph = self._graph
+        async with graph._lock:  # a part of the graph's own
+            if isinstance(reference, str):
+                node = graph.find(reference)
+            else:
+                node = await graph.open_node(reference, parent=None, role=ChildRole.NONE, depth=0)
+                self._opened.append(node)
+            backend = await graph._open_backend(
+                node, Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE, Perm.ALL, ""
+            )
+        self._backends.append(backend)
+        return backend.edge
+
+    def object(self, id_: str, type_: type[T]) -> T:
+        """Return a user-creatable object."""
+        return self._graph.objects.lookup(id_, type_)
+
+    async def aclose(self) -> None:
+        """Flush and release every node."""
+        for backend in reversed(self._backends):
+            await backend.aclose()
+        self._backends.clear()
+
+
+def _topological(roots: Iterable[Node]) -> list[Node]:
+    """Return the nodes reachable from ``roots``, parents before children."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+
+    def visit(node: Node) -> None:
+        if node not in seen:
+            seen.add(node)
+            for edge in node.children:
+                visit(edge.node)
+            order.append(node)
+
+    for root in roots:
+        visit(root)
+    order.reverse()
+    return order
+
+
+def _ancestors(nodes: Iterable[Node]) -> set[Node]:
+    """Return ``nodes`` and every node above them."""
+    seen: set[Node] = set()
+    todo = list(nodes)
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo.extend(edge.parent for edge in node.parents if edge.parent is not None)
+    return seen
+
+
+@asynccontextmanager
+async def open_block_graph(events: EventBus, objects: ObjectTable) -> AsyncGenerator[BlockGraph]:
+    """Open an empty graph; leaving flushes and closes every node, also under cancellation."""
+    graph = BlockGraph(events, objects)
+    try:
+        yield graph
+    finally:
+        with trio.CancelScope(shield=True):
+            await graph.close_all()
