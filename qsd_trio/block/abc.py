@@ -253,6 +253,8 @@ class BlockDriver(ABC):
     supports_backing: ClassVar[bool] = False
     #: Options that blockdev-reopen may change; others must keep their value.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
+    #: The backing child of a driver with ``supports_backing``; blockdev-reopen may exchange it.
+    backing: Child | None = None
 
     @classmethod
     @abstractmethod

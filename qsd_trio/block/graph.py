@@ -492,6 +492,16 @@ class BlockGraph:
                 with trio.CancelScope(shield=True):
                     await self._release(backend)
 
+    @asynccontextmanager
+    async def changing(self) -> AsyncGenerator[None]:
+        """Keep other changes of the graph out while the context is open."""
+        async with self._lock:
+            yield
+
+    async def release_child(self, edge: Edge) -> None:
+        """Drop an edge that no parent lists any more."""
+        await self.detach(edge)
+
     def create_opener(self) -> GraphCreateOpener:
         """Return what a blockdev-create job opens its nodes with."""
         return GraphCreateOpener(self)
