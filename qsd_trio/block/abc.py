@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from qsd_trio.host.files import HostFile
-
     from qsd_trio.untyped import Json, Options
 
     Iov: TypeAlias = Sequence[memoryview]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, final
 
 import attrs
 import trio
+from qsd_trio.qapi.converter import to_qmp
 
 from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.block.graph import NodeOpener, explicit_generic, inherit_generic, node_flags
@@ -13,7 +14,6 @@ from qsd_trio.block.io import Edge, NodeFlags
 from qsd_trio.block.names import qdict_order
 from qsd_trio.errors import QmpError
 from qsd_trio.qapi import NULL
-from qsd_trio.qapi.converter import to_qmp
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
