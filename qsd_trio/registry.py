@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Generic, TypeVar, final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from qsd_trio.untyped import Options as Implementation
 
@@ -17,12 +18,18 @@ Item = TypeVar("Item")
 class Registry(Generic[T]):
     """A table of named implementations of one kind.
 
-    A name is registered once; a second registration is a bug and raises ValueError.
+    A name is registered once; a second registration is a bug and raises ValueError. A room's index may
+    only say which module has a name: the module is imported when the name is first asked for.
     """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._items: dict[str, T] = {}
+        self._modules: dict[str, str] = {}
+
+    def index(self, modules: Mapping[str, str]) -> None:
+        """File names with the modules that register them at import."""
+        self._modules.update(modules)
 
     def register(self, *names: str) -> Callable[[Item], Item]:
         """Return a decorator that files what it decorates under ``names``."""
@@ -38,19 +45,25 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T | None:
         """Return what is filed under ``name``, or None."""
+        if name not in self._items and name in self._modules:
+            importlib.import_module(self._modules[name])
         return self._items.get(name)
 
     def __getitem__(self, name: str) -> T:
-        return self._items[name]
+        found = self.get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     def __contains__(self, name: str) -> bool:
-        return name in self._items
+        return name in self._items or name in self._modules
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        yield from self._modules
+        yield from (name for name in tuple(self._items) if name not in self._modules)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._items.keys() | self._modules.keys())
 
 
 # The interfaces stand in higher layers (block/abc.py, exports/abc.py ...), whose decorators are

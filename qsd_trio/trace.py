@@ -130,7 +130,7 @@ def enable(pattern: str, commands: Callable[[], Iterable[str]]) -> str | None:
 
     ``commands`` yields the names of all QMP commands. Returns the warning to print for a name that is no event's.
     """
-    global qmp_on  # noqa: PLW0603  # one switch per process: a trace follows the program, not a daemon
+    global qmp_on  # one switch per process: a trace follows the program, not a daemon
     on = not pattern.startswith("-")
     pattern = pattern.removeprefix("-")
     matches = _matcher(pattern)
@@ -150,7 +150,7 @@ def enable(pattern: str, commands: Callable[[], Iterable[str]]) -> str | None:
 
 def log_to(path: str) -> None:
     """Write events to ``path``, emptied first, instead of stderr; OSError if it cannot be."""
-    global _output  # noqa: PLW0603  # as above
+    global _output  # as above
     new = open(path, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  # for good
     if _output is not None:
         _output.close()
@@ -159,7 +159,7 @@ def log_to(path: str) -> None:
 
 def reset() -> None:
     """Disable every event and write to stderr again."""
-    global qmp_on, _output  # noqa: PLW0603  # as above
+    global qmp_on, _output  # as above
     for each in _points.values():
         each.on = False
     _commands_on.clear()
