@@ -56,8 +56,9 @@ class Image:
             raw.unlink()
 
     def warm(self, directory: Path) -> None:
-        """Bring the file into the page cache."""
+        """Bring the file into the page cache, and let no earlier write be under way to the disk."""
         with open(directory / self.name, "rb", buffering=0) as file:
+            os.fsync(file.fileno())
             while file.read(4 * MIB):
                 pass
 
