@@ -12,12 +12,13 @@ import sys
 from typing import TYPE_CHECKING, final
 
 from qsd_trio._version import PACKAGE, QEMU_VERSION
-from qsd_trio.getopt import Option, UsageError, parse
+from qsd_trio.getopt import UsageError, parse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from qsd_trio.daemon import Daemon
+    from qsd_trio.getopt import Option
     from qsd_trio.host.daemonize import Daemonized
     from qsd_trio.host.pidfile import PidFile
 
@@ -219,61 +220,23 @@ def _write_pidfile(program: str, path: str | None) -> PidFile | None:
 
 async def _second_pass(daemon: Daemon, program: str, options: Sequence[Option]) -> None:
     """Carry out ``options`` from left to right; _Exit at the first that fails, or asks for help."""
-    import trio
-
     from qsd_trio.errors import QmpError
+    from qsd_trio.options import Help, LocatedError, carry_out
+
+    def warn(location: str, text: str) -> None:
+        print(f"{program}:{location}: warning: {text}", file=sys.stderr)
 
     for option in options:
         if option.name in ("daemonize", "pidfile"):
             continue
         try:
-            await _ACTIONS[option.name](daemon, program, option)
+            await carry_out(daemon, option, warn)
+        except Help as exc:
+            print(exc)
+            raise _Exit(0) from None
         except QmpError as exc:
-            print(f"{program}: {option.words}: {exc}", file=sys.stderr)
+            location = "" if isinstance(exc, LocatedError) else f" {option.words}: "
+            print(f"{program}:{location}{exc}", file=sys.stderr)
             for hint in getattr(exc, "__notes__", ()):
                 print(hint, file=sys.stderr)
             raise _Exit(1) from None
-        await trio.lowlevel.checkpoint()
-
-
-async def _stray(daemon: Daemon, option: Option) -> None:
-    from qsd_trio.errors import QmpError
-
-    raise QmpError("Unexpected argument")
-
-
-async def _run(daemon: Daemon, name: str, arguments: object) -> None:
-    import qsd_trio.commands  # noqa: F401  # fills the registry
-    from qsd_trio.registry import commands
-
-    await commands[name].function(daemon, arguments)
-
-
-def _keyval(text: str, implied_key: str | None) -> tuple[object, bool]:
-    """Return what ``text`` (keyval or JSON) says, and whether it asks for help."""
-    from qsd_trio.protocol.qmp import parse_json
-    from qsd_trio.qapi.keyval import parse_json_or_keyval
-
-    return parse_json_or_keyval(text, implied_key, parse_json)
-
-
-def _typed(option: Option, type_name: str, implied_key: str | None) -> Any:
-    from qsd_trio import qapi
-    from qsd_trio.errors import QmpError
-    from qsd_trio.qapi.converter import from_keyval, from_qmp
-
-    assert option.argument is not None
-    value, wants_help = _keyval(option.argument, implied_key)
-    if wants_help:
-        raise QmpError("Help is not available for this option")
-    # JSON is typed already; keyval has nothing but strings.
-    convert = from_qmp if option.argument.startswith("{") else from_keyval
-    return convert(getattr(qapi, type_name), value)
-
-
-async def _blockdev(daemon: Daemon, option: Option) -> None:
-    await _run(daemon, "blockdev-add", _typed(option, "BlockdevOptions", "driver"))
-
-
-async def _export(daemon: Daemon, option: Option) -> None:
-    await _run(daemon, "block-export-add", _typed(option, "BlockExportOptions", "type"))

@@ -41,6 +41,7 @@ LAYERS = {
     "commands": 7,
     "monitor": 8,
     "api": 9,
+    "options": 9,
     "__init__": 10,
     "cli": 10,
     "testing": 10,

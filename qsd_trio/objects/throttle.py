@@ -20,6 +20,9 @@ MAX_LENGTH: Final = (1 << 32) - 1
 #: the rate is even, large enough that not each request waits.
 EVEN_SECONDS: Final = 0.1
 
+#: A wait that is shorter is none: it may be too short for a clock, as a float, to move.
+_NOTHING: Final = 1e-9
+
 #: The six buckets, in the order in which their limits are checked.
 BUCKETS: Final = ("bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write")
 #: Every limit, by its name in ThrottleLimits, with its default.
@@ -93,13 +96,14 @@ class Bucket:
             return 0.0
         self._leak(now)
         room = self.burst * self.length if self.burst else self.rate * EVEN_SECONDS
-        if self._level > room:
-            return (self._level - room) / self.rate
+        wait = (self._level - room) / self.rate
+        if wait > _NOTHING:
+            return wait
         if self.burst and self.length > 1:
             # A long burst is itself kept even.
-            over = self._burst_level - self.burst * EVEN_SECONDS
-            if over > 0:
-                return over / self.burst
+            wait = self._burst_level / self.burst - EVEN_SECONDS
+            if wait > _NOTHING:
+                return wait
         return 0.0
 
     def pour(self, amount: float) -> None:

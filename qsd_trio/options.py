@@ -1,0 +1,161 @@
+"""The options of the second pass, each turned into the command that it stands for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, final
+
+from qsd_trio.errors import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qsd_trio.daemon import Daemon
+    from qsd_trio.getopt import Option
+    from qsd_trio.untyped import Json, Options
+
+    #: Called with the place (after the program's name and a colon) and the text of a warning.
+    Warn: TypeAlias = Callable[[str, str], None]
+
+
+@final
+class Help(Exception):
+    """The option asked for a text, and for the end of the program."""
+
+
+@final
+class LocatedError(QmpError):
+    """An error whose text begins with a place other than the option."""
+
+
+async def carry_out(daemon: Daemon, option: Option, warn: Warn) -> None:
+    """Carry out one option; raises QmpError, or Help with what to print."""
+    await _ACTIONS[option.name](daemon, option, warn)
+
+
+async def _stray(daemon: Daemon, option: Option, warn: Warn) -> None:
+    raise QmpError("Unexpected argument")
+
+
+async def _run(daemon: Daemon, name: str, arguments: Options) -> None:
+    from qsd_trio.registry import commands
+
+    await commands[name].function(daemon, arguments)
+
+
+def _typed(option: Option, type_name: str, implied_key: str | None) -> Options:
+    """Turn an option's argument, keyval or JSON, into an object of a QAPI type."""
+    from qsd_trio import qapi
+    from qsd_trio.qapi.converter import from_keyval, from_qmp
+
+    assert option.argument is not None
+    value, wants_help = _parse(option.argument, implied_key)
+    if wants_help:
+        if type_name == "ObjectOptions":
+            _object_help(value)
+        raise QmpError("Help is not available for this option")
+    # JSON is typed already; keyval has nothing but strings.
+    convert = from_qmp if option.argument.startswith("{") else from_keyval
+    return convert(getattr(qapi, type_name), value)
+
+
+async def _blockdev(daemon: Daemon, option: Option, warn: Warn) -> None:
+    await _run(daemon, "blockdev-add", _typed(option, "BlockdevOptions", "driver"))
+
+
+async def _chardev(daemon: Daemon, option: Option, warn: Warn) -> None:
+    from qsd_trio.commands.chardev import add_chardev, chardev_from_opts
+    from qsd_trio.qapi.qemuopts import parse_opts
+
+    assert option.argument is not None
+    await add_chardev(daemon, *chardev_from_opts(parse_opts(option.argument, "backend")))
+
+
+async def _export(daemon: Daemon, option: Option, warn: Warn) -> None:
+    await _run(daemon, "block-export-add", _typed(option, "BlockExportOptions", "type"))
+
+
+async def _monitor(daemon: Daemon, option: Option, warn: Warn) -> None:
+    from qsd_trio.monitor.service import add_monitor
+
+    await add_monitor(daemon, _typed(option, "MonitorOptions", "chardev"))
+
+
+async def _nbd_server(daemon: Daemon, option: Option, warn: Warn) -> None:
+    from qsd_trio.commands.block_export import start_nbd_server
+
+    await start_nbd_server(daemon, _typed(option, "NbdServerOptions", None))
+
+
+async def _object(daemon: Daemon, option: Option, warn: Warn) -> None:
+    await _run(daemon, "object-add", _typed(option, "ObjectOptions", "qom-type"))
+
+
+def _object_help(value: Json) -> NoReturn:
+    from qsd_trio.objects import qom
+
+    type_name = value.get("qom-type")
+    if type_name not in qom.TYPES or qom.is_interface(type_name):
+        raise Help("\n  ".join(["List of user creatable objects:", *qom.creatable()]))
+    settable = {
+        name: property_
+        for name, property_ in qom.properties(type_name).items()
+        if property_.settable
+    }
+    if not settable:
+        raise Help(f"There are no options for {type_name}.")
+    lines = sorted(f"{name}=<{property_.type}>" for name, property_ in settable.items())
+    raise Help("\n  ".join([f"{type_name} options:", *lines]))
+
+
+def _read_lines(path: str) -> list[str]:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().splitlines()
+
+
+async def _trace(daemon: Daemon, option: Option, warn: Warn) -> None:
+    from qsd_trio import trace
+    from qsd_trio.qapi.introspect import command_names
+    from qsd_trio.qapi.qemuopts import parse_opts
+
+    assert option.argument is not None
+    opts = parse_opts(option.argument, "enable")
+    for name in opts.names():
+        if name not in ("enable", "events", "file"):
+            raise QmpError(f"Invalid parameter '{name}'")
+    enable = opts.get("enable")
+    if enable in ("help", "?") or opts.wants_help:
+        raise Help("\n".join(trace.names(command_names())))
+    patterns = [(f" {option.words}", enable)] if enable is not None else []
+    events = opts.get("events")
+    if events is not None:
+        try:
+            lines = _read_lines(events)
+        except OSError as exc:
+            raise LocatedError(f"{events}: {exc.strerror}") from None
+        patterns += [
+            (f"{events}:{number}", line.strip())
+            for number, line in enumerate(lines, 1)
+            if line.strip() and not line.startswith("#")
+        ]
+    for location, pattern in patterns:
+        warning = trace.enable(pattern, command_names)
+        if warning is not None:
+            warn(location, warning)
+    path = opts.get("file")
+    if path is not None:
+        try:
+            trace.log_to(path)
+        except OSError as exc:
+            raise QmpError(f"Error opening logfile {path}: {exc.strerror}") from None
+
+
+_ACTIONS: dict[str, Callable[[Daemon, Option, Warn], Awaitable[None]]] = {
+    "": _stray,
+    "blockdev": _blockdev,
+    "chardev": _chardev,
+    "export": _export,
+    "monitor": _monitor,
+    "nbd-server": _nbd_server,
+    "object": _object,
+    "trace": _trace,
+}
