@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from qsd_trio.block.graph import BlockGraph, open_block_graph
-from qsd_trio.chardevs.abc import Chardev
 from qsd_trio.events import EventBus
-from qsd_trio.exports.abc import Export
-from qsd_trio.jobs.abc import Job
 from qsd_trio.objects.abc import ObjectTable, open_object_table
 from qsd_trio.services import Service, ServiceTable, open_service_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from qsd_trio.chardevs.abc import Chardev
+    from qsd_trio.exports.abc import Export
     from qsd_trio.exports.nbd_server import NbdServer
+    from qsd_trio.jobs.abc import Job
 
 
 @final
