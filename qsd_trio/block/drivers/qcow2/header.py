@@ -111,7 +111,8 @@ class Header:
         if self.backing_format:
             out += _extension(EXT_BACKING_FORMAT, self.backing_format.encode())
         for kind, data in self.extensions:
-            out += _extension(kind, data)
+            if kind != EXT_FEATURE_TABLE:
+                out += _extension(kind, data)
         if self.version >= 3:
             table = b"".join(struct.pack(">BB46s", *feature) for feature in FEATURES)
             out += _extension(EXT_FEATURE_TABLE, table)

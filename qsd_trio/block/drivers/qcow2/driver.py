@@ -1,0 +1,348 @@
+"""The qcow2 driver: opening, options, and what the graph asks of it."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, ClassVar, final
+
+import attrs
+
+from qsd_trio.block.abc import (
+    BlockStatus,
+    ChildRole,
+    FormatDriver,
+    Limits,
+    ReqFlag,
+    StatusFlag,
+    block_driver,
+)
+from qsd_trio.block.drivers.qcow2 import header as hdr
+from qsd_trio.block.drivers.qcow2 import layout as lay
+from qsd_trio.block.drivers.qcow2 import options as opts
+from qsd_trio.block.drivers.qcow2 import resize, writing
+from qsd_trio.block.drivers.qcow2.image import Image, Kind
+from qsd_trio.block.drivers.qcow2.layout import CorruptImageError
+from qsd_trio.block.drivers.qcow2.metadata import Metadata, read_file
+from qsd_trio.errors import QmpError, os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from typing import Self
+
+    from qsd_trio.block.abc import Child, Extents, Iov, Opener
+    from qsd_trio.block.drivers.qcow2.header import Header
+    from qsd_trio.untyped import Json, Options
+
+
+@block_driver("qcow2")
+@final
+@attrs.define(eq=False, slots=False)
+class Qcow2(FormatDriver):
+    """An open qcow2 image."""
+
+    supports_backing: ClassVar[bool] = True
+    mutable_options: ClassVar[frozenset[str]] = frozenset(
+        {
+            "lazy-refcounts",
+            "pass-discard-request",
+            "pass-discard-snapshot",
+            "pass-discard-other",
+            "overlap-check",
+            "cache-size",
+            "l2-cache-size",
+            "l2-cache-entry-size",
+            "refcount-cache-size",
+            "cache-clean-interval",
+            "discard-no-unref",
+        }
+    )
+
+    file: Child
+    header: Header
+    image: Image
+    opener: Opener
+    lazy_refcounts: bool
+    writable: bool
+
+    def __attrs_post_init__(self) -> None:
+        # The fast path: one call less per request.
+        self.map_read = self.image.map_read  # type: ignore[method-assign]
+        self.map_write = self.image.map_write  # type: ignore[method-assign]
+
+    @classmethod
+    async def open(cls, opener: Opener, options: Options) -> Self:
+        """Open an image on the node or options in ``options.file``."""
+        file = await opener.child("file", options.file, ChildRole.IMAGE)
+        header = await read_header(file, read_only=opener.read_only)
+        _refuse_unsupported(header, read_only=opener.read_only)
+        runtime = opts.check(options, header, discard_unmap=opener.discard_unmap)
+        metadata = await Metadata.load(file, header)
+        _apply(runtime, metadata)
+        image = Image(file=file, metadata=metadata, size=header.size, version=header.version)
+        image.backing = await opener.backing(
+            options.backing, header.backing_file, header.backing_format
+        )
+        driver = cls(
+            file=file,
+            header=header,
+            image=image,
+            opener=opener,
+            lazy_refcounts=_lazy(options, header),
+            writable=not opener.read_only,
+        )
+        if driver.writable:
+            await driver._clear_unknown_autoclear()
+        return driver
+
+    @property
+    def backing(self) -> Child | None:  # type: ignore[override]  # the image needs it at hand
+        """The backing child."""
+        return self.image.backing
+
+    @backing.setter
+    def backing(self, child: Child | None) -> None:
+        self.image.backing = child
+
+    async def _clear_unknown_autoclear(self) -> None:
+        """Clear the marks of what would no longer be true after we have written."""
+        if self.header.autoclear:
+            try:
+                await self.file.pwritev(hdr.AUTOCLEAR_AT, [memoryview(bytes(8))])
+            except OSError as exc:
+                raise QmpError(f"Could not update qcow2 header: {exc.strerror}") from exc
+            self.header = attrs.evolve(self.header, autoclear=0)
+
+    async def aclose(self) -> None:
+        """Write back what is cached."""
+        if self.writable and not self.image.broken:
+            await self.image.metadata.write_back()
+
+    def getlength(self) -> int:
+        """Return the virtual size."""
+        return self.image.size
+
+    def limits(self) -> Limits:
+        """Zeroes and discards go by clusters."""
+        v3 = self.image.version >= 3
+        return Limits(
+            pwrite_zeroes_alignment=self.image.cluster_size,
+            pdiscard_alignment=self.image.cluster_size,
+            zero_flags=ReqFlag.MAY_UNMAP | ReqFlag.NO_FALLBACK if v3 else ReqFlag.MAY_UNMAP,
+            can_write_zeroes=True,
+            can_discard=True,
+        )
+
+    def has_zero_init(self) -> bool:
+        """A new image reads as zeroes."""
+        return True
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    def map_read(self, offset: int, length: int) -> Extents | None:
+        """Say where the bytes are, or None (an instance has the image's own method here)."""
+        return self.image.map_read(offset, length)
+
+    def map_write(self, offset: int, length: int) -> Extents | None:
+        """Say where to write at once, or None (an instance has the image's own method here)."""
+        return self.image.map_write(offset, length)
+
+    async def _corrupt(self, error: CorruptImageError) -> None:
+        """Report a corruption; a fatal one in an image that is written to ends its use."""
+        fatal = error.fatal and self.writable
+        where = error.where or (None, None)
+        if self.image.broken:
+            return
+        self.opener.emit(
+            "BLOCK_IMAGE_CORRUPTED",
+            device="",
+            node_name=self.opener.node_name,
+            msg=error.message,
+            offset=where[0],
+            size=where[1],
+            fatal=fatal,
+        )
+        if fatal:
+            await self.image.mark_corrupt()
+
+    async def preadv(self, offset: int, iov: Iov) -> None:
+        """Fill ``iov``."""
+        try:
+            await self.image.preadv(offset, iov)
+        except CorruptImageError as exc:
+            await self._corrupt(exc)
+            raise
+
+    async def pwritev(self, offset: int, iov: Iov, flags: ReqFlag) -> None:
+        """Write ``iov``."""
+        if flags & ReqFlag.WRITE_COMPRESSED:
+            raise os_error(errno.ENOTSUP)
+        try:
+            await writing.pwritev(self.image, offset, iov)
+        except CorruptImageError as exc:
+            await self._corrupt(exc)
+            raise
+
+    async def pwrite_zeroes(self, offset: int, length: int, flags: ReqFlag) -> None:
+        """Make whole clusters read as zeroes."""
+        try:
+            await writing.pwrite_zeroes(self.image, offset, length, flags)
+        except CorruptImageError as exc:
+            await self._corrupt(exc)
+            raise
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        """Deallocate whole clusters."""
+        try:
+            await writing.pdiscard(self.image, offset, length)
+        except CorruptImageError as exc:
+            await self._corrupt(exc)
+            raise
+
+    async def flush(self) -> None:
+        """Write the tables back, then flush the file."""
+        if self.image.broken:
+            raise os_error(errno.ENOMEDIUM)
+        try:
+            await self.image.metadata.write_back()
+        except CorruptImageError as exc:
+            await self._corrupt(exc)
+            raise
+        await self.file.flush()
+
+    async def block_status(self, offset: int, length: int, *, want_zero: bool) -> BlockStatus:
+        """Say what the first clusters of the range are."""
+        image = self.image
+        if image.broken:
+            raise os_error(errno.ENOMEDIUM)
+        index = offset >> image.l1_shift
+        stop = min(offset + length, (index + 1) << image.l1_shift)
+        try:
+            table = await image.metadata.table(index)
+            if table is None:
+                return BlockStatus(StatusFlag.NONE, stop - offset)
+            kind, host, run = image.classify(table, offset, stop)
+        except CorruptImageError as exc:
+            await self._corrupt(exc)
+            raise
+        flags = _STATUS[kind]
+        if flags & StatusFlag.OFFSET_VALID:
+            return BlockStatus(flags, run, self.file.node, host)
+        return BlockStatus(flags, run)
+
+    async def truncate(self, size: int, *, exact: bool, prealloc: str, flags: ReqFlag) -> None:
+        """Make the image ``size`` bytes long."""
+        if self.image.broken:
+            raise os_error(errno.ENOMEDIUM)
+        try:
+            await resize.truncate(self.image, size, prealloc, flags)
+        except CorruptImageError as exc:
+            await self._corrupt(exc)
+            raise
+
+    # -- the control plane -----------------------------------------------------------------------------
+
+    async def reopen(self, opener: Opener, options: Options) -> Callable[[], Awaitable[None]]:
+        """Take other cache sizes and discard rules; become writable or read-only."""
+        runtime = opts.check(options, self.header, discard_unmap=opener.discard_unmap)
+        writable = not opener.read_only
+        if writable and not self.writable:
+            _refuse_unsupported(self.header, read_only=False)
+            if self.header.incompatible & lay.INCOMPAT_CORRUPT:
+                raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
+        if self.writable and not writable:
+            await self.image.metadata.write_back()
+
+        async def commit() -> None:
+            _apply(runtime, self.image.metadata)
+            self.opener = opener
+            self.lazy_refcounts = _lazy(options, self.header)
+            self.writable = writable
+            if writable:
+                await self._clear_unknown_autoclear()
+
+        return commit
+
+    async def image_info(self) -> Mapping[str, Json]:
+        """Return what query-named-block-nodes shows of the format."""
+        header = self.header
+        data: dict[str, Json] = {
+            "compat": "1.1" if header.version >= 3 else "0.10",
+            "compression-type": "zlib",
+            "refcount-bits": 1 << header.refcount_order,
+        }
+        if header.version >= 3:
+            data["lazy-refcounts"] = bool(header.compatible & lay.COMPAT_LAZY_REFCOUNTS)
+            data["corrupt"] = self.image.broken or bool(header.incompatible & lay.INCOMPAT_CORRUPT)
+            data["extended-l2"] = False
+        return {
+            "cluster-size": header.cluster_size,
+            "format-specific": {"type": "qcow2", "data": data},
+        }
+
+    def backing_file(self) -> tuple[str, str | None] | None:
+        """Return what the header records of the backing file."""
+        if self.header.backing_file is None:
+            return None
+        return self.header.backing_file, self.header.backing_format
+
+
+_STATUS = {
+    Kind.UNALLOCATED: StatusFlag.NONE,
+    Kind.ZERO: StatusFlag.ZERO | StatusFlag.ALLOCATED,
+    Kind.ZERO_ALLOCATED: StatusFlag.ZERO | StatusFlag.ALLOCATED | StatusFlag.OFFSET_VALID,
+    Kind.DATA: StatusFlag.DATA | StatusFlag.ALLOCATED | StatusFlag.OFFSET_VALID,
+    Kind.COMPRESSED: StatusFlag.DATA | StatusFlag.ALLOCATED | StatusFlag.COMPRESSED,
+}
+
+
+async def read_header(file: Child, *, read_only: bool) -> Header:
+    """Read and check the header of an image file."""
+    length = file.getlength()
+    try:
+        start = await read_file(file, 0, min(length, 4096))
+        cluster_bits = hdr.cluster_bits_of(bytes(start))
+        cluster = await read_file(file, 0, min(length, 1 << cluster_bits))
+    except OSError as exc:
+        raise QmpError(f"Could not read qcow2 header: {exc.strerror}") from exc
+    return hdr.parse(bytes(cluster), read_only=read_only)
+
+
+def _refuse_unsupported(header: Header, *, read_only: bool) -> None:
+    """Refuse what images may contain and we cannot do yet: never guess."""
+    incompatible = header.incompatible
+    if incompatible & lay.INCOMPAT_DATA_FILE:
+        raise QmpError("qcow2 images with an external data file are not supported yet")
+    if incompatible & lay.INCOMPAT_EXTENDED_L2:
+        raise QmpError("qcow2 images with extended L2 entries are not supported yet")
+    if incompatible & lay.INCOMPAT_COMPRESSION:
+        raise QmpError("qcow2 images with compression type zstd are not supported yet")
+    if header.crypt_method:
+        raise QmpError("Encrypted qcow2 images are not supported yet")
+    if header.nb_snapshots:
+        raise QmpError("qcow2 images with internal snapshots are not supported yet")
+    if header.autoclear & lay.AUTOCLEAR_DATA_FILE_RAW:
+        raise QmpError("data-file-raw requires a data file")
+    if read_only:
+        return
+    if incompatible & lay.INCOMPAT_DIRTY:
+        raise QmpError(
+            "qcow2: Image was not closed cleanly and its refcounts need a repair, which is not"
+            " supported yet; open it read-only or repair it with 'qemu-img check -r all'"
+        )
+    if header.has_extension(hdr.EXT_BITMAPS):
+        raise QmpError(
+            "qcow2 images with dirty bitmaps can only be opened read-only yet: writing would"
+            " invalidate the bitmaps"
+        )
+
+
+def _lazy(options: Options, header: Header) -> bool:
+    if options.lazy_refcounts is not None:
+        return bool(options.lazy_refcounts)
+    return bool(header.compatible & lay.COMPAT_LAZY_REFCOUNTS)
+
+
+def _apply(runtime: opts.RuntimeOptions, metadata: Metadata) -> None:
+    metadata.l2_limit = runtime.l2_tables
+    metadata.refblock_limit = runtime.refcount_blocks
+    metadata.pass_discard = runtime.pass_discard

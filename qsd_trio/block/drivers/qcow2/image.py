@@ -1,0 +1,415 @@
+"""An open image: where its bytes are, and reading them.
+
+``map_read`` and ``map_write`` are the fast path: no await, no I/O, answers from cached tables only.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import zlib
+from typing import TYPE_CHECKING, Final, final
+
+import attrs
+import trio
+
+from qsd_trio.block.drivers.qcow2 import header as hdr
+from qsd_trio.block.drivers.qcow2 import layout as lay
+from qsd_trio.block.drivers.qcow2.layout import (
+    COMPRESSED,
+    COPIED,
+    OFFSET_MASK,
+    ZERO,
+    CorruptImageError,
+    iov_slice,
+    iov_zero,
+)
+from qsd_trio.block.drivers.qcow2.metadata import Metadata, read_file, read_into
+from qsd_trio.errors import os_error
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Sequence
+
+    from qsd_trio.block.abc import Child, Extent, Extents, Iov
+
+#: Inflated clusters kept, since clients read them piece by piece.
+INFLATED_CLUSTERS: Final = 4
+#: Clusters longer than this are inflated by a worker thread (a megabyte takes about 5 ms).
+INFLATE_INLINE: Final = 64 << 10
+
+
+class Kind(enum.Enum):
+    """What an L2 entry says of its cluster."""
+
+    UNALLOCATED = enum.auto()
+    ZERO = enum.auto()  # reads as zeroes, no host cluster
+    ZERO_ALLOCATED = enum.auto()  # reads as zeroes, has a host cluster
+    DATA = enum.auto()
+    COMPRESSED = enum.auto()
+
+
+@final
+@attrs.define(eq=False)
+class InFlight:
+    """Guest clusters ``first`` to ``last`` whose L2 entries are about to change."""
+
+    first: int
+    last: int
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+
+@final
+@attrs.define(eq=False)
+class Image:
+    """The state that reading, writing and resizing share."""
+
+    file: Child
+    metadata: Metadata
+    size: int
+    version: int
+    backing: Child | None = None
+    #: A fatal corruption was found: nothing works any more.
+    broken: bool = False
+    #: Allocating writes, and other changes of L2 entries that take their time.
+    in_flight: list[InFlight] = attrs.field(init=False, factory=list)
+    cluster_bits: int = attrs.field(init=False)
+    cluster_size: int = attrs.field(init=False)
+    mask: int = attrs.field(init=False)  # offset within a cluster
+    l1_shift: int = attrs.field(init=False)  # offset -> L1 index
+    l2_mask: int = attrs.field(init=False)  # cluster number -> L2 index
+    #: Bits of an L2 entry that a plain, sound data cluster has not.
+    odd: int = attrs.field(init=False)
+    #: COPIED and ``odd``: such bits of an entry equal COPIED if it may be written in place.
+    in_place: int = attrs.field(init=False)
+    _tables: dict[int, array[int]] = attrs.field(init=False)
+    _inflated: dict[int, bytes] = attrs.field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.cluster_bits = self.metadata.cluster_bits
+        self.cluster_size = 1 << self.cluster_bits
+        self.mask = self.cluster_size - 1
+        self.l1_shift = self.cluster_bits + self.metadata.l2_bits
+        self.l2_mask = (1 << self.metadata.l2_bits) - 1
+        self.odd = COMPRESSED | ZERO | (OFFSET_MASK & self.mask)
+        self.in_place = COPIED | self.odd
+        self._tables = self.metadata.l2
+
+    # -- the fast path -------------------------------------------------------------------------------
+
+    def map_read(self, offset: int, length: int) -> Extents | None:
+        """Say where the bytes are, or None."""
+        table = self._tables.get(offset >> self.l1_shift)
+        if table is not None:
+            within = offset & self.mask
+            if within + length <= self.cluster_size:
+                entry = table[offset >> self.cluster_bits & self.l2_mask]
+                host = entry & OFFSET_MASK
+                if host and not entry & self.odd:
+                    return self.file.map_read(host + within, length)
+        return self._map_read(offset, length)
+
+    def _map_read(self, offset: int, length: int) -> Extents | None:
+        if self.broken:
+            return None
+        end = offset + length
+        extents: list[Extent] = []
+        while offset < end:
+            index = offset >> self.l1_shift
+            stop = min(end, (index + 1) << self.l1_shift)
+            table = self._tables.get(index)
+            if table is None:
+                if self.metadata.l1[index] & OFFSET_MASK:
+                    return None
+                if not self._map_unallocated(extents, offset, stop - offset):
+                    return None
+                offset = stop
+                continue
+            while offset < stop:
+                try:
+                    kind, host, length = self.classify(table, offset, stop)
+                except CorruptImageError:
+                    return None
+                if kind is Kind.DATA:
+                    found = self.file.map_read(host, length)
+                    if found is None:
+                        return None
+                    extents += found
+                elif kind is Kind.UNALLOCATED:
+                    if not self._map_unallocated(extents, offset, length):
+                        return None
+                elif kind is Kind.COMPRESSED:
+                    return None
+                else:
+                    extents.append((None, 0, length))
+                offset += length
+        return extents
+
+    def _map_unallocated(self, extents: list[Extent], offset: int, length: int) -> bool:
+        if self.backing is not None:
+            there = min(length, self.backing.getlength() - offset)
+            if there > 0:
+                found = self.backing.map_read(offset, there)
+                if found is None:
+                    return False
+                extents += found
+                length -= there
+        if length > 0:
+            extents.append((None, 0, length))
+        return True
+
+    def map_write(self, offset: int, length: int) -> Extents | None:
+        """Say where to write at once, or None. May allocate: then the caller's write is its content.
+
+        What is allocated here reads as zeroes until written, as it did before or is to be overwritten.
+        """
+        table = self._tables.get(offset >> self.l1_shift)
+        if table is None:
+            return None
+        if not self.in_flight:
+            within = offset & self.mask
+            if within + length <= self.cluster_size:
+                entry = table[offset >> self.cluster_bits & self.l2_mask]
+                if entry & self.in_place == COPIED:
+                    host = entry & OFFSET_MASK
+                    if host not in self.metadata.locations:
+                        return self.file.map_write(host + within, length)
+                    return None
+        elif self.conflict(offset, offset + length) is not None:
+            return None
+        return self._map_write(table, offset, length)
+
+    def _map_write(self, table: array[int], offset: int, length: int) -> Extents | None:
+        """Map a range of several clusters, or one to allocate."""
+        metadata, bits, mask = self.metadata, self.cluster_bits, self.mask
+        index = offset >> self.l1_shift
+        end = offset + length
+        if (end - 1) >> self.l1_shift != index or not metadata.l1[index] & COPIED:
+            return None
+        first = offset >> bits
+        entries = table[first & self.l2_mask : ((end - 1) >> bits & self.l2_mask) + 1]
+        new = -1  # the one run of clusters to allocate
+        count = 0
+        cluster = 0
+        runs: list[list[int]] = []  # [host offset, length] of whole clusters
+        for at, entry in enumerate(entries):
+            if entry & self.in_place == COPIED:
+                host = entry & OFFSET_MASK
+                if host in metadata.locations:
+                    return None
+            elif entry & (OFFSET_MASK | COMPRESSED):
+                return None
+            else:
+                if new < 0:
+                    new = at
+                    wanted = len(entries) - at
+                    cluster, found = metadata.refcounts.find_nowait(wanted)
+                elif at != new + count:
+                    return None
+                count += 1
+                if count > found:
+                    return None
+                host = (cluster + count - 1) << bits
+            if runs and runs[-1][0] + runs[-1][1] == host:
+                runs[-1][1] += mask + 1
+            else:
+                runs.append([host, mask + 1])
+        head, tail = offset & mask, -end & mask
+        if count and not self._may_allocate(entries, new, count, cluster, offset, end):
+            return None
+        runs[0][0] += head
+        runs[0][1] -= head
+        runs[-1][1] -= tail
+        extents: list[Extent] = []
+        for host, size in runs:
+            found_extents = self.file.map_write(host, size)
+            if found_extents is None:
+                return None
+            extents += found_extents
+        if count:
+            for host_file, _, _ in extents:
+                if host_file is None or not host_file.can_write_now:
+                    return None
+            metadata.refcounts.take_nowait(cluster, count)
+            start = (first & self.l2_mask) + new
+            for at in range(count):
+                table[start + at] = (cluster + at) << bits | COPIED
+            metadata.mark_l2(index, start, start + count - 1)
+        return extents
+
+    def _may_allocate(
+        self, entries: array[int], new: int, count: int, cluster: int, offset: int, end: int
+    ) -> bool:
+        """Say whether what a write leaves untouched of new clusters is right without more I/O."""
+        first = offset >> self.cluster_bits
+        partial = []
+        if new == 0 and offset & self.mask:
+            partial.append(0)
+        if new + count == len(entries) and end & self.mask and end != self.size:
+            partial.append(len(entries) - 1)
+        fresh = cluster >= self.metadata.refcounts.fresh_from
+        if partial and not fresh:
+            return False
+        if self.backing is not None:
+            there = self.backing.getlength()
+            for at in partial:
+                if not entries[at] & ZERO and (first + at) << self.cluster_bits < there:
+                    return False
+        return True
+
+    def conflict(self, start: int, end: int) -> InFlight | None:
+        """Return a change under way of an L2 entry of the range, or None."""
+        first, last = start >> self.cluster_bits, (end - 1) >> self.cluster_bits
+        for other in self.in_flight:
+            if other.first <= last and other.last >= first:
+                return other
+        return None
+
+    # -- what a cluster is ---------------------------------------------------------------------------
+
+    def kind(self, entry: int) -> Kind:
+        """Return what an L2 entry says."""
+        if entry & COMPRESSED:
+            return Kind.COMPRESSED
+        if entry & ZERO:
+            return Kind.ZERO_ALLOCATED if entry & OFFSET_MASK else Kind.ZERO
+        return Kind.DATA if entry & OFFSET_MASK else Kind.UNALLOCATED
+
+    def classify(self, table: array[int], offset: int, stop: int) -> tuple[Kind, int, int]:
+        """Return (kind, host offset of the byte at ``offset``, length up to ``stop``).
+
+        Adjacent clusters of a kind are one run; of data if they are adjacent on the host as well. A
+        compressed one comes alone, with its entry in place of the offset. ``stop`` is in the same table.
+        """
+        bits, mask = self.cluster_bits, self.mask
+        number = offset >> bits
+        at = number & self.l2_mask
+        entry = table[at]
+        kind = self.kind(entry)
+        if kind is Kind.COMPRESSED:
+            return kind, entry, min(stop, (number + 1) << bits) - offset
+        self._check_entry(entry, offset)
+        host = entry & OFFSET_MASK
+        adjacent = kind is Kind.DATA or kind is Kind.ZERO_ALLOCATED
+        last = (stop - 1) >> bits
+        expected = host
+        while number < last:
+            number += 1
+            at += 1
+            entry = table[at]
+            expected += self.cluster_size
+            if self.kind(entry) is not kind or (adjacent and entry & OFFSET_MASK != expected):
+                number -= 1
+                break
+        return kind, host + (offset & mask), min(stop, (number + 1) << bits) - offset
+
+    def _check_entry(self, entry: int, offset: int) -> None:
+        if not entry & self.odd:
+            return
+        index = offset >> self.cluster_bits & self.l2_mask
+        l2_offset = self.metadata.l2_offset(offset >> self.l1_shift)
+        where = f"(L2 offset: {l2_offset:#x}, L2 index: {index:#x})"
+        if entry & ZERO and self.version < 3:
+            raise CorruptImageError(f"Zero cluster entry found in pre-v3 image {where}", fatal=True)
+        host = entry & OFFSET_MASK
+        if host & self.mask:
+            raise CorruptImageError(
+                f"Cluster allocation offset {host:#x} unaligned {where}", fatal=True
+            )
+
+    def compressed_extent(self, entry: int) -> tuple[int, int]:
+        """Return (host offset, length) of a compressed cluster's data, rounded up to sectors."""
+        shift = 62 - (self.cluster_bits - 8)
+        offset = entry & ((1 << shift) - 1)
+        sectors = (entry >> shift & ((1 << (self.cluster_bits - 8)) - 1)) + 1
+        return offset, sectors * 512 - (offset & 511)
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    async def preadv(self, offset: int, iov: Iov) -> None:
+        """Fill ``iov``."""
+        end = offset + lay.iov_length(iov)
+        while True:
+            if self.broken:
+                raise os_error(errno.ENOMEDIUM)
+            index = offset >> self.l1_shift
+            stop = min(end, (index + 1) << self.l1_shift)
+            table = await self.metadata.table(index)
+            if table is None:
+                kind, host, length = Kind.UNALLOCATED, 0, stop - offset
+            else:
+                kind, host, length = self.classify(table, offset, stop)
+            part = iov if offset + length == end else iov_slice(iov, 0, length)
+            if kind is Kind.DATA:
+                token = self.metadata.begin_io()
+                try:
+                    await read_into(self.file, host, part, length)
+                finally:
+                    self.metadata.end_io(token)
+            elif kind is Kind.UNALLOCATED:
+                await self.read_backing(offset, part, length)
+            elif kind is Kind.COMPRESSED:
+                data = await self.inflate(host)
+                within = offset & self.mask
+                lay.iov_fill(part, memoryview(data)[within : within + length])
+            else:
+                iov_zero(part)
+            offset += length
+            if offset >= end:
+                return
+            iov = iov_slice(iov, length, end - offset)
+
+    async def read_backing(self, offset: int, iov: Sequence[memoryview], length: int) -> None:
+        """Fill ``iov`` with what an unallocated range reads as."""
+        backing = self.backing
+        if backing is None or backing.getlength() <= offset:
+            iov_zero(iov)
+        else:
+            await read_into(backing, offset, iov, length)
+
+    async def inflate(self, entry: int) -> bytes:
+        """Return the content of a compressed cluster."""
+        data = self._inflated.get(entry)
+        if data is not None:
+            return data
+        offset, length = self.compressed_extent(entry)
+        token = self.metadata.begin_io()
+        try:
+            raw = await read_file(self.file, offset, length)
+        finally:
+            self.metadata.end_io(token)
+        if self.cluster_size > INFLATE_INLINE:
+            from qsd_trio.host.workers import worker_pool
+
+            data = await worker_pool().run(_inflate, raw, self.cluster_size)
+        else:
+            data = _inflate(raw, self.cluster_size)
+        self._inflated[entry] = data
+        if len(self._inflated) > INFLATED_CLUSTERS:
+            del self._inflated[next(iter(self._inflated))]
+        return data
+
+    def forget_inflated(self) -> None:
+        """Drop inflated clusters: one of them is being freed."""
+        self._inflated.clear()
+
+    # -- a corrupt image -----------------------------------------------------------------------------
+
+    async def mark_corrupt(self) -> None:
+        """Stop working, and say so in the image if it has a place for it (version 3)."""
+        self.broken = True
+        self._tables.clear()
+        if self.version >= 3:
+            bits = self.metadata.header.incompatible | lay.INCOMPAT_CORRUPT
+            await self.file.pwritev(hdr.INCOMPAT_AT, [memoryview(bits.to_bytes(8, "big"))])
+
+
+def _inflate(raw: bytes | bytearray, length: int) -> bytes:
+    """Inflate a raw deflate stream to exactly ``length`` bytes; EIO if it does not give them."""
+    try:
+        data = zlib.decompressobj(-15).decompress(raw, length)
+    except zlib.error as exc:
+        raise os_error(errno.EIO) from exc
+    if len(data) != length:
+        raise os_error(errno.EIO)
+    return data

@@ -1,0 +1,470 @@
+"""An image's tables in memory, and the order in which they reach the disk.
+
+Writing changes tables in memory only. ``write_back`` writes them so that a crash between any two of its
+writes leaves an image without errors (leaks at worst):
+
+1. refcount blocks, then the refcount table entries that name new ones;
+2. a barrier: guest data and refcounts are there before anything points at them;
+3. L2 tables; a barrier; L1 entries that name new ones;
+4. a barrier, and only then the refcounts of clusters that nothing refers to any more go down.
+
+Step 4 is also when such clusters can be used again: until then the disk still refers to them, and requests
+that were under way when they were freed may still read or write them (``begin_io``).
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from typing import TYPE_CHECKING, Final, final
+
+import attrs
+import trio
+
+from qsd_trio.block.drivers.qcow2 import layout as lay
+from qsd_trio.block.drivers.qcow2.layout import (
+    COPIED,
+    OFFSET_MASK,
+    CorruptImageError,
+)
+from qsd_trio.block.drivers.qcow2.refcounts import (
+    ACTIVE_L1,
+    ACTIVE_L2,
+    HEADER,
+    REFTABLE,
+    Refcounts,
+    from_disk,
+    to_disk,
+)
+from qsd_trio.errors import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from qsd_trio.block.abc import Child
+    from qsd_trio.block.drivers.qcow2.header import Header
+
+log = logging.getLogger(__name__)
+
+#: Bytes of freed clusters that may wait for a flush before we write back by ourselves.
+MAX_PENDING: Final = 64 << 20
+L1_SECTOR: Final = 64  # entries of a 512-byte piece: what is written of the L1 table at once
+
+
+@final
+@attrs.define(eq=False)
+class Metadata:
+    """The header's moving parts, L1, L2 tables, refcounts."""
+
+    file: Child
+    header: Header
+    l1: array[int]
+    l1_offset: int
+    refcounts: Refcounts = attrs.field(init=False)
+    #: L1 index -> its L2 table, in host byte order. The oldest come first.
+    l2: dict[int, array[int]] = attrs.field(init=False, factory=dict)
+    #: L1 index -> [first, last] entry that differs from the disk
+    dirty_l2: dict[int, list[int]] = attrs.field(init=False, factory=dict)
+    #: L1_SECTOR-sized pieces that differ from the disk
+    dirty_l1: set[int] = attrs.field(init=False, factory=set)
+    #: Host offset -> what is there, of clusters with metadata (of tables: the cached ones).
+    locations: dict[int, str] = attrs.field(init=False, factory=dict)
+    #: Limits of the caches, in clusters.
+    l2_limit: int = attrs.field(init=False, default=512)
+    refblock_limit: int = attrs.field(init=False, default=4)
+    cluster_bits: int = attrs.field(init=False)
+    l2_bits: int = attrs.field(init=False)
+    #: Whether clusters freed for a reason are discarded in the file: request, snapshot, other.
+    pass_discard: tuple[bool, bool, bool] = attrs.field(init=False, default=(False, False, False))
+    #: (cluster, epoch, whether to discard) of clusters that lost a reference
+    _pending: list[tuple[int, int, bool]] = attrs.field(init=False, factory=list)
+    _io: dict[int, None] = attrs.field(init=False, factory=dict)
+    _epoch: int = attrs.field(init=False, default=0)
+    _write_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+    #: Number of the last run of _write_back that began, and that succeeded.
+    _started: int = attrs.field(init=False, default=0)
+    _finished: int = attrs.field(init=False, default=0)
+    #: What is being written must stay in the caches: the disk may still have the old state.
+    _writing_l2: dict[int, list[int]] = attrs.field(init=False, factory=dict)
+    _writing_blocks: dict[int, list[int]] = attrs.field(init=False, factory=dict)
+    _loading: dict[int, trio.Event] = attrs.field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.cluster_bits = self.header.cluster_bits
+        self.l2_bits = self.cluster_bits - 3
+
+    @classmethod
+    async def load(cls, file: Child, header: Header) -> Metadata:
+        """Read the L1 and the refcount table. Their sizes were checked with the header."""
+        cluster_bits = header.cluster_bits
+        try:
+            l1 = from_disk(await read_file(file, header.l1_table_offset, header.l1_size * 8))
+        except OSError as exc:
+            raise QmpError(f"Could not read L1 table: {exc.strerror}") from exc
+        try:
+            table = await read_file(
+                file, header.refcount_table_offset, header.refcount_table_clusters << cluster_bits
+            )
+        except OSError as exc:
+            raise QmpError(f"Could not initialize refcount handling: {exc.strerror}") from exc
+        self = cls(file=file, header=header, l1=l1, l1_offset=header.l1_table_offset)
+
+        async def read(offset: int, length: int) -> bytearray:
+            return await read_file(file, offset, length)
+
+        self.refcounts = Refcounts(
+            file=file,
+            cluster_bits=cluster_bits,
+            order=header.refcount_order,
+            table_offset=header.refcount_table_offset,
+            table=from_disk(table),
+            read=read,
+            write_back=self.write_back,
+            locations=self.locations,
+            fresh_from=(file.getlength() + self.cluster_size - 1) >> cluster_bits,
+        )
+        for offset in self.clusters_of(self.refcounts.table_offset, len(table)):
+            self.locations[offset] = REFTABLE
+        for offset in self.clusters_of(self.l1_offset, len(l1) * 8):
+            self.locations[offset] = ACTIVE_L1
+        self.locations[0] = HEADER
+        return self
+
+    @property
+    def cluster_size(self) -> int:
+        """Bytes of a cluster."""
+        return 1 << self.cluster_bits
+
+    def clusters_of(self, offset: int, length: int) -> range:
+        """Return the offsets of the clusters that a structure occupies."""
+        return range(offset, offset + length, self.cluster_size)
+
+    # -- L2 tables -----------------------------------------------------------------------------------
+
+    def l2_offset(self, index: int) -> int:
+        """Return where the L2 table of an L1 entry is on disk, 0 if there is none."""
+        if index >= len(self.l1):
+            return 0
+        offset = self.l1[index] & OFFSET_MASK
+        if offset & (self.cluster_size - 1):
+            raise CorruptImageError(
+                f"L2 table offset {offset:#x} unaligned (L1 index: {index:#x})", fatal=True
+            )
+        return offset
+
+    async def table(self, index: int) -> array[int] | None:
+        """Return the L2 table of L1 entry ``index``, reading it if need be; None: there is none.
+
+        The table may leave the cache at the next await: never keep it over one.
+        """
+        while True:
+            table = self.l2.get(index)
+            if table is not None:
+                return table
+            offset = self.l2_offset(index)
+            if not offset:
+                return None
+            loading = self._loading.get(index)
+            if loading is not None:
+                await loading.wait()
+                continue
+            self._loading[index] = loading = trio.Event()
+            try:
+                await self._make_room()
+                data = await read_file(self.file, offset, self.cluster_size)
+                # Only we put tables there while the event is filed; the L1 entry may have changed.
+                if self.l2_offset(index) == offset:
+                    self.l2[index] = table = from_disk(data)
+                    self.locations[offset] = ACTIVE_L2
+                    return table
+            finally:
+                del self._loading[index]
+                loading.set()
+
+    async def table_for_write(self, index: int) -> array[int]:
+        """Return the L2 table of L1 entry ``index``, making it (or a copy of a shared one)."""
+        while True:
+            table = await self.table(index)
+            if table is not None and self.l1[index] & COPIED:
+                return table
+            await self._make_room()
+            await self.refcounts.prepare()
+            # No await from here on.
+            if self.l2.get(index) is not table or self.l1[index] & COPIED:
+                continue
+            cluster, count = self.refcounts.find_nowait(1)
+            if not count:
+                continue
+            old = self.l2_offset(index)
+            self.refcounts.take_nowait(cluster, 1)
+            offset = cluster << self.cluster_bits
+            if table is None:
+                table = array("Q", bytes(self.cluster_size))
+            else:
+                self.free(old, self.cluster_size, 2)
+                self.locations.pop(old, None)
+            self.l2[index] = table
+            self.locations[offset] = ACTIVE_L2
+            self.dirty_l2[index] = [0, len(table) - 1]
+            self.l1[index] = offset | COPIED
+            self.dirty_l1.add(index // L1_SECTOR)
+            return table
+
+    def mark_l2(self, index: int, first: int, last: int) -> None:
+        """Note that entries of a cached L2 table differ from the disk."""
+        span = self.dirty_l2.get(index)
+        if span is None:
+            self.dirty_l2[index] = [first, last]
+        else:
+            if first < span[0]:
+                span[0] = first
+            if last > span[1]:
+                span[1] = last
+
+    async def _make_room(self) -> None:
+        """Keep the caches within their limits, writing back if too much in them is dirty."""
+        if len(self.l2) >= self.l2_limit or len(self.refcounts.blocks) > self.refblock_limit:
+            self._evict()
+            if (
+                len(self.l2) >= self.l2_limit
+                or len(self.refcounts.blocks) > 2 * self.refblock_limit
+            ):
+                await self.write_back()
+                self._evict()
+
+    def _evict(self) -> None:
+        """Drop the oldest clean tables until there is room for another."""
+        surplus = len(self.l2) + 1 - self.l2_limit
+        if surplus > 0:
+            self._drop_l2(surplus)
+        refcounts = self.refcounts
+        surplus = len(refcounts.blocks) - self.refblock_limit
+        if surplus > 0:
+            keep = refcounts.free_index >> refcounts.bits
+            clean = [
+                number
+                for number in refcounts.blocks
+                if number not in refcounts.dirty_blocks
+                and number not in self._writing_blocks
+                and number != keep
+            ]
+            for number in clean[:surplus]:
+                del refcounts.blocks[number]
+                self.locations.pop(refcounts.table[number] & lay.REFTABLE_OFFSET_MASK, None)
+
+    def _drop_l2(self, limit: int | None) -> None:
+        clean = [
+            index
+            for index in self.l2
+            if index not in self.dirty_l2 and index not in self._writing_l2
+        ]
+        for index in clean[:limit]:
+            del self.l2[index]
+            self.locations.pop(self.l1[index] & OFFSET_MASK, None)
+
+    # -- freed clusters --------------------------------------------------------------------------------
+
+    def begin_io(self) -> int:
+        """Keep clusters that are freed from now on from being used again until ``end_io``."""
+        self._epoch += 1
+        self._io[self._epoch] = None
+        return self._epoch
+
+    def end_io(self, token: int) -> None:
+        """End what ``begin_io`` began."""
+        del self._io[token]
+
+    def free(self, offset: int, length: int, reason: int) -> None:
+        """Drop a reference to the clusters of a range, once the disk no longer has it.
+
+        ``reason`` is an index into ``pass_discard``: 0 a request, 1 a snapshot, 2 other.
+        """
+        discard = self.pass_discard[reason]
+        bits = self.cluster_bits
+        for cluster in range(offset >> bits, ((offset + length - 1) >> bits) + 1):
+            self._pending.append((cluster, self._epoch, discard))
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of clusters that wait to be free."""
+        return len(self._pending) << self.cluster_bits
+
+    def _releasable(self) -> list[tuple[int, int, bool]]:
+        """Take the freed clusters that no request under way can be using."""
+        if not self._io:
+            taken, self._pending = self._pending, []
+            return taken
+        oldest = next(iter(self._io))
+        taken = [item for item in self._pending if item[1] < oldest]
+        self._pending = [item for item in self._pending if item[1] >= oldest]
+        return taken
+
+    async def _release(self, items: list[tuple[int, int, bool]]) -> None:
+        """Lower the refcounts of ``items``; empties the list as it goes."""
+        refcounts = self.refcounts
+        items.sort(reverse=True)
+        while items:
+            number = items[-1][0] >> refcounts.bits
+            if await refcounts.block(number) is None:
+                log.warning("qcow2: cluster %#x is freed but was free", items.pop()[0])
+                continue
+            last = [items.pop()]
+            while items and items[-1][0] >> refcounts.bits == number:
+                last.append(items.pop())
+            if any(item[2] for item in last):
+                # Still counted as used, so nobody writes to them meanwhile.
+                try:
+                    await self._discard(last)
+                except BaseException:
+                    items.extend(reversed(last))
+                    raise
+            if number not in refcounts.blocks:
+                items.extend(reversed(last))
+                continue
+            for item in last:
+                refcounts.decrement_nowait(item[0])
+
+    async def _discard(self, items: list[tuple[int, int, bool]]) -> None:
+        """Discard in the file those of ``items``, all of one cached block, that become free."""
+        refcounts = self.refcounts
+        start = end = -1
+        block = refcounts.blocks[items[0][0] >> refcounts.bits]
+        doomed = [
+            cluster
+            for cluster, _, discard in items
+            if discard and block.get(cluster & refcounts.mask) == 1
+        ]
+        for cluster in [*doomed, -1]:
+            if cluster != end:
+                if start >= 0:
+                    offset = start << self.cluster_bits
+                    length = min(end << self.cluster_bits, self.file.getlength()) - offset
+                    if length > 0:
+                        await discard_file(self.file, offset, length)
+                start = cluster
+            end = cluster + 1
+
+    # -- writing back ------------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the disk lacks something."""
+        return bool(
+            self.dirty_l2
+            or self.dirty_l1
+            or self._pending
+            or self.refcounts.dirty_blocks
+            or self.refcounts.dirty_table
+        )
+
+    async def write_back(self) -> None:
+        """Write everything that was dirty when this was called; see the module's text for the order.
+
+        It is not on stable storage before the file is flushed. Cancelled or failed: what may not have
+        been written is dirty again.
+        """
+        if not self.dirty and not self._write_lock.locked():
+            return
+        seen = self._started
+        async with self._write_lock:
+            if self._finished <= seen and self.dirty:  # else a run that began later did it for us
+                await self._write_back()
+
+    async def _write_back(self) -> None:
+        self._started = run = self._started + 1
+        refcounts = self.refcounts
+        # One instant: what is written hangs together, whatever changes while it is being written.
+        blocks, refcounts.dirty_blocks = refcounts.dirty_blocks, {}
+        entries, refcounts.dirty_table = refcounts.dirty_table, set()
+        tables, self.dirty_l2 = self.dirty_l2, {}
+        sectors, self.dirty_l1 = self.dirty_l1, set()
+        frees = self._releasable()
+        self._writing_l2, self._writing_blocks = tables, blocks
+        try:
+            block_writes = self._block_writes(blocks)
+            entry_writes = [
+                (refcounts.table_offset + number * 8, refcounts.table[number].to_bytes(8, "big"))
+                for number in sorted(entries)
+            ]
+            table_writes = []
+            for index, (first, last) in sorted(tables.items()):
+                data = to_disk(self.l2[index][first : last + 1])
+                table_writes.append((self.l2_offset(index) + first * 8, data))
+            sector_writes = []
+            for sector in sorted(sectors):
+                data = to_disk(self.l1[sector * L1_SECTOR : (sector + 1) * L1_SECTOR])
+                sector_writes.append((self.l1_offset + sector * L1_SECTOR * 8, data))
+            await self._write(block_writes)
+            if entry_writes:
+                if block_writes:
+                    await self.file.flush()
+                await self._write(entry_writes)
+            if table_writes:
+                await self.file.flush()
+                await self._write(table_writes)
+            if sector_writes:
+                await self.file.flush()
+                await self._write(sector_writes)
+            if frees:
+                await self.file.flush()
+                await self._release(frees)
+                freed, refcounts.dirty_blocks = refcounts.dirty_blocks, {}
+                blocks = self._writing_blocks = _merged(blocks, freed)
+                await self._write(self._block_writes(freed))
+        except BaseException:
+            refcounts.dirty_blocks = _merged(blocks, refcounts.dirty_blocks)
+            refcounts.dirty_table |= entries
+            self.dirty_l2 = _merged(tables, self.dirty_l2)
+            self.dirty_l1 |= sectors
+            self._pending += frees
+            raise
+        finally:
+            self._writing_l2, self._writing_blocks = {}, {}
+        self._finished = run
+
+    def _block_writes(self, blocks: dict[int, list[int]]) -> list[tuple[int, bytes]]:
+        refcounts = self.refcounts
+        writes = []
+        for number, (first, last) in sorted(blocks.items()):
+            at, data = refcounts.blocks[number].to_bytes(first, last)
+            writes.append(((refcounts.table[number] & lay.REFTABLE_OFFSET_MASK) + at, data))
+        return writes
+
+    async def _write(self, writes: Iterable[tuple[int, bytes]]) -> None:
+        for offset, data in writes:
+            await self.file.pwritev(offset, [memoryview(data)])
+
+
+def _merged(old: dict[int, list[int]], new: dict[int, list[int]]) -> dict[int, list[int]]:
+    answer = {key: list(span) for key, span in old.items()}
+    for key, (first, last) in new.items():
+        span = answer.get(key)
+        answer[key] = [first, last] if span is None else [min(span[0], first), max(span[1], last)]
+    return answer
+
+
+async def read_file(file: Child, offset: int, length: int) -> bytearray:
+    """Read a piece of the image file; what lies past its end is zero."""
+    data = bytearray(length)
+    await read_into(file, offset, [memoryview(data)], length)
+    return data
+
+
+async def read_into(file: Child, offset: int, iov: Sequence[memoryview], length: int) -> None:
+    """Fill ``iov``, ``length`` bytes long, from the image file; what lies past its end is zero."""
+    there = file.getlength() - offset
+    if there >= length:
+        await file.preadv(offset, iov)
+        return
+    there = max(there, 0)
+    if there:
+        await file.preadv(offset, lay.iov_slice(iov, 0, there))
+    lay.iov_zero(lay.iov_slice(iov, there, length - there))
+
+
+async def discard_file(file: Child, offset: int, length: int) -> None:
+    """Discard a piece of the image file; a file that cannot is no error."""
+    try:
+        await file.pdiscard(offset, length)
+    except OSError as exc:
+        log.debug("qcow2: discard of %#x+%#x: %s", offset, length, exc)

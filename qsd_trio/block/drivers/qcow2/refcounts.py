@@ -1,0 +1,351 @@
+"""Refcounts in memory: which host clusters are in use, and finding free ones.
+
+Changes stay in memory until ``Metadata.write_back`` writes them, in the order that a crash demands.
+The ``_nowait`` functions neither await nor do I/O: the fast path allocates through them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from array import array
+from typing import TYPE_CHECKING, final
+
+import attrs
+import trio
+
+from qsd_trio.block.drivers.qcow2 import header as hdr
+from qsd_trio.block.drivers.qcow2.layout import (
+    MAX_HOST_OFFSET,
+    MAX_REFTABLE_BYTES,
+    REFTABLE_OFFSET_MASK,
+    CorruptImageError,
+)
+from qsd_trio.block.drivers.qcow2.refblock import SWAP, parse_refblock
+from qsd_trio.errors import os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qsd_trio.block.abc import Child
+    from qsd_trio.block.drivers.qcow2.refblock import RefBlock
+
+log = logging.getLogger(__name__)
+
+# QEMU's names of metadata.
+HEADER = "qcow2_header"
+ACTIVE_L1 = "active L1 table"
+ACTIVE_L2 = "active L2 table"
+REFTABLE = "refcount table"
+REFBLOCK = "refcount block"
+
+
+@final
+@attrs.define(eq=False)
+class Refcounts:
+    """The refcount table, the cached blocks, and the free space."""
+
+    file: Child
+    cluster_bits: int
+    order: int
+    table_offset: int
+    #: In host byte order; an entry per refcount block.
+    table: array[int]
+    #: Reads a piece of the image file, zero-filled past its end.
+    read: Callable[[int, int], Awaitable[bytearray]]
+    #: Writes everything cached, in order.
+    write_back: Callable[[], Awaitable[None]]
+    #: Host offset -> what is there, of clusters with metadata: never handed out or written as data.
+    locations: dict[int, str]
+    #: Clusters from here on were never used: beyond the end of the file, or holes at its end.
+    fresh_from: int
+    blocks: dict[int, RefBlock] = attrs.field(init=False, factory=dict)
+    #: block index -> [first, last] counter that differs from the disk
+    dirty_blocks: dict[int, list[int]] = attrs.field(init=False, factory=dict)
+    dirty_table: set[int] = attrs.field(init=False, factory=set)
+    #: No cluster below is free, as far as the counters in memory go.
+    free_index: int = attrs.field(init=False, default=0)
+    bits: int = attrs.field(init=False)  # log2 of counters per block
+    mask: int = attrs.field(init=False)
+    _grow_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+
+    def __attrs_post_init__(self) -> None:
+        self.bits = self.cluster_bits + 3 - self.order
+        self.mask = (1 << self.bits) - 1
+
+    @property
+    def cluster_size(self) -> int:
+        """Bytes of a cluster."""
+        return 1 << self.cluster_bits
+
+    # -- blocks ------------------------------------------------------------------------------------
+
+    async def block(self, number: int) -> RefBlock | None:
+        """Return refcount block ``number``, reading it if need be; None: it does not exist."""
+        block = self.blocks.get(number)
+        if block is not None:
+            return block
+        if number >= len(self.table):
+            return None
+        offset = self.table[number] & REFTABLE_OFFSET_MASK
+        if not offset:
+            return None
+        if offset & (self.cluster_size - 1):
+            raise CorruptImageError(
+                f"Refblock offset {offset:#x} unaligned (reftable index: {number:#x})", fatal=True
+            )
+        data = await self.read(offset, self.cluster_size)
+        # Someone else may have read it, and changed it, meanwhile.
+        block = self.blocks.get(number)
+        if block is None:
+            block = self.blocks[number] = parse_refblock(data, self.order)
+            self.locations[offset] = REFBLOCK
+        return block
+
+    async def get(self, cluster: int) -> int:
+        """Return the refcount of a host cluster."""
+        block = await self.block(cluster >> self.bits)
+        return 0 if block is None else block.get(cluster & self.mask)
+
+    def mark(self, number: int, first: int, last: int) -> None:
+        """Note that counters of a cached block differ from the disk."""
+        span = self.dirty_blocks.get(number)
+        if span is None:
+            self.dirty_blocks[number] = [first, last]
+        else:
+            if first < span[0]:
+                span[0] = first
+            if last > span[1]:
+                span[1] = last
+
+    def _create_block(self, number: int) -> None:
+        """Make the block of a range where everything is free; it lies in its own first cluster."""
+        cluster = number << self.bits
+        offset = cluster << self.cluster_bits
+        if offset + (1 << (self.bits + self.cluster_bits)) > MAX_HOST_OFFSET:
+            raise os_error(errno.EFBIG)
+        self._check_not_metadata(cluster, 1)
+        block = parse_refblock(bytes(self.cluster_size), self.order)
+        block.put(0, 1)
+        self.blocks[number] = block
+        self.mark(number, 0, self.mask)
+        self.table[number] = offset
+        self.dirty_table.add(number)
+        self.locations[offset] = REFBLOCK
+        self.fresh_from = max(self.fresh_from, cluster + 1)
+
+    def _check_not_metadata(self, cluster: int, count: int) -> None:
+        """Raise CorruptImageError if clusters that are counted as free hold metadata."""
+        for number in range(cluster, cluster + count):
+            offset = number << self.cluster_bits
+            if offset in self.locations:
+                raise overlap(self.locations[offset], offset, self.cluster_size)
+
+    # -- allocation --------------------------------------------------------------------------------
+
+    def find_nowait(self, wanted: int) -> tuple[int, int]:
+        """Return (cluster, count) of the first free run, at most ``wanted`` long.
+
+        A count of 0 means that the counters are not in memory: await ``prepare()`` and ask again.
+        """
+        index = self.free_index
+        while True:
+            block = self.blocks.get(index >> self.bits)
+            if block is None:
+                return 0, 0
+            at = block.find_zero(index & self.mask)
+            if at >= 0:
+                index = (index & ~self.mask) + at
+                self.free_index = index
+                if wanted == 1:
+                    return index, 1
+                return index, block.zero_run(at, min(wanted, self.mask + 1 - at))
+            index = (index | self.mask) + 1
+            self.free_index = index
+
+    def take_nowait(self, cluster: int, count: int) -> None:
+        """Set the refcount of free clusters, all of one cached block, to 1."""
+        number = cluster >> self.bits
+        first = cluster & self.mask
+        self._check_not_metadata(cluster, count)
+        self.blocks[number].put_run(first, count, 1)
+        self.mark(number, first, first + count - 1)
+        if cluster == self.free_index:
+            self.free_index = cluster + count
+        if cluster + count > self.fresh_from:
+            self.fresh_from = cluster + count
+
+    async def prepare(self) -> None:
+        """Bring the counters of the next free cluster into memory, making their block if needed."""
+        while not self.find_nowait(1)[1]:
+            await self._provide(self.free_index >> self.bits)
+
+    async def _provide(self, number: int) -> None:
+        if number >= len(self.table):
+            await self._grow_table(number + 1)
+        if await self.block(number) is None and not self.table[number] & REFTABLE_OFFSET_MASK:
+            self._create_block(number)
+
+    async def allocate(self, wanted: int) -> tuple[int, int]:
+        """Take 1 to ``wanted`` adjacent clusters; return (first, count)."""
+        while True:
+            cluster, count = self.find_nowait(wanted)
+            if count:
+                self.take_nowait(cluster, count)
+                return cluster, count
+            await self.prepare()
+
+    async def allocate_run(self, count: int) -> int:
+        """Take exactly ``count`` adjacent clusters; return the first."""
+        while True:
+            start = await self._find_run(count)
+            # Nothing awaits from here on, but much may have happened since the run was found.
+            if self._run_is_free(start, count):
+                break
+        index = start
+        while index < start + count:
+            part = min(start + count - index, self.mask + 1 - (index & self.mask))
+            self.take_nowait(index, part)
+            index += part
+        return start
+
+    async def _find_run(self, count: int) -> int:
+        await self.prepare()
+        index = start = self.free_index
+        while True:
+            number = index >> self.bits
+            if number not in self.blocks:
+                await self._provide(number)
+                continue
+            block = self.blocks[number]
+            at = index & self.mask
+            want = min(count - (index - start), self.mask + 1 - at)
+            free = block.zero_run(at, want)
+            index += free
+            if index - start == count:
+                return start
+            if free < want:
+                at = block.find_zero(index & self.mask)
+                index = (index | self.mask) + 1 if at < 0 else (index & ~self.mask) + at
+                start = index
+
+    def _run_is_free(self, start: int, count: int) -> bool:
+        index = start
+        while index < start + count:
+            block = self.blocks.get(index >> self.bits)
+            at = index & self.mask
+            part = min(start + count - index, self.mask + 1 - at)
+            if block is None or block.zero_run(at, part) < part:
+                return False
+            index += part
+        return True
+
+    def decrement_nowait(self, cluster: int) -> bool:
+        """Take one reference from a cluster of a cached block; say whether it is free now."""
+        number = cluster >> self.bits
+        block = self.blocks[number]
+        at = cluster & self.mask
+        value = block.get(at)
+        if not value:
+            # A corrupt image; QEMU says the same and goes on: a leak at worst.
+            log.warning("qcow2: cluster %#x is freed but was free", cluster << self.cluster_bits)
+            return False
+        block.put(at, value - 1)
+        self.mark(number, at, at)
+        if value > 1:
+            return False
+        self.free_index = min(self.free_index, cluster)
+        return True
+
+    # -- growth of the table -------------------------------------------------------------------------
+
+    async def _grow_table(self, needed: int) -> None:
+        """Write a larger refcount table behind everything that the old one could describe.
+
+        Cancelled: the old table stays, the new one was never referred to.
+        """
+        async with self._grow_lock:
+            if needed <= len(self.table):
+                return
+            await self.write_back()
+            per_cluster = self.cluster_size // 8
+            old_entries = len(self.table)
+            clusters = max(-(-needed // per_cluster), old_entries * 3 // 2 // per_cluster + 1)
+            # The new area counts itself: first its refcount blocks, then the table.
+            while True:
+                count = -(-clusters // self.mask)
+                if old_entries + count <= clusters * per_cluster:
+                    break
+                clusters += 1
+            start = old_entries << self.bits
+            total = count + clusters
+            if (
+                clusters << self.cluster_bits > MAX_REFTABLE_BYTES
+                or (start + total) << self.cluster_bits > MAX_HOST_OFFSET
+            ):
+                raise os_error(errno.EFBIG)
+            self._check_not_metadata(start, total)
+            table = self.table + array("Q", bytes((clusters * per_cluster - old_entries) * 8))
+            blocks: dict[int, RefBlock] = {}
+            for turn in range(count):
+                block = parse_refblock(bytes(self.cluster_size), self.order)
+                block.put_run(0, min(total - (turn << self.bits), self.mask + 1), 1)
+                blocks[old_entries + turn] = block
+                table[old_entries + turn] = (start + turn) << self.cluster_bits
+            table_offset = (start + count) << self.cluster_bits
+            for number, block in blocks.items():
+                _, data = block.to_bytes(0, self.mask)
+                await self.file.pwritev(table[number], [memoryview(data)])
+            await self.file.pwritev(table_offset, [memoryview(to_disk(table))])
+            await self.file.flush()
+            location = table_offset.to_bytes(8, "big") + clusters.to_bytes(4, "big")
+            await self.file.pwritev(hdr.REFTABLE_AT, [memoryview(location)])
+            old_offset = self.table_offset
+            for number, entry in enumerate(self.table):
+                if entry != table[number]:  # a block was made meanwhile
+                    table[number] = entry
+                    self.dirty_table.add(number)
+            self.table = table
+            self.table_offset = table_offset
+            self.blocks.update(blocks)
+            for number in blocks:
+                self.locations[table[number]] = REFBLOCK
+            for offset in self._clusters(table_offset, clusters):
+                self.locations[offset] = REFTABLE
+            self.fresh_from = max(self.fresh_from, start + total)
+            # What still refers to the old table must be gone before its place is used again.
+            await self.file.flush()
+            for offset in self._clusters(old_offset, old_entries // per_cluster):
+                self.locations.pop(offset, None)
+                cluster = offset >> self.cluster_bits
+                if await self.block(cluster >> self.bits) is not None:
+                    self.decrement_nowait(cluster)
+
+    def _clusters(self, offset: int, count: int) -> range:
+        return range(offset, offset + (count << self.cluster_bits), self.cluster_size)
+
+
+def overlap(what: str, offset: int, length: int) -> CorruptImageError:
+    """Return the error of a write to ``offset`` that would destroy metadata."""
+    return CorruptImageError(
+        f"Preventing invalid write on metadata (overlaps with {what})",
+        fatal=True,
+        where=(offset, length),
+    )
+
+
+def to_disk(table: array[int]) -> bytes:
+    """Return an array's items as big-endian bytes."""
+    if not SWAP:
+        return table.tobytes()
+    swapped = table[:]
+    swapped.byteswap()
+    return swapped.tobytes()
+
+
+def from_disk(data: bytes | bytearray) -> array[int]:
+    """Return big-endian 64-bit integers as an array."""
+    table = array("Q", data)
+    if SWAP:
+        table.byteswap()
+    return table

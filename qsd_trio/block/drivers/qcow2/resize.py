@@ -1,0 +1,235 @@
+"""Changing an image's length, and preallocation."""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from typing import TYPE_CHECKING, Final
+
+from qsd_trio.block.abc import ReqFlag
+from qsd_trio.block.drivers.qcow2 import header as hdr
+from qsd_trio.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES, OFFSET_MASK
+from qsd_trio.block.drivers.qcow2.metadata import L1_SECTOR
+from qsd_trio.block.drivers.qcow2.refcounts import ACTIVE_L1, to_disk
+from qsd_trio.block.drivers.qcow2.writing import (
+    FREED_OTHERWISE,
+    pdiscard,
+    pwrite_zeroes,
+    pwritev,
+)
+from qsd_trio.errors import QmpError, with_errno
+
+if TYPE_CHECKING:
+    from qsd_trio.block.drivers.qcow2.image import Image
+
+_PIECE: Final = memoryview(bytes(1 << 20))
+
+
+async def truncate(image: Image, size: int, prealloc: str, flags: ReqFlag) -> None:
+    """Make the image ``size`` bytes long. Raises QmpError.
+
+    The caller keeps other requests away. Cancelled or failed: the old length, clusters may be
+    allocated beyond it or be gone from the end.
+    """
+    if size % 512:
+        raise QmpError("The new size must be a multiple of 512")
+    old = image.size
+    if size < old:
+        if prealloc != "off":
+            raise QmpError("Preallocation can't be used for shrinking an image")
+        await _shrink(image, size)
+    else:
+        await _grow(image, size, prealloc, flags)
+    try:
+        await image.metadata.write_back()
+        await image.file.flush()
+        await image.file.pwritev(hdr.SIZE_AT, [memoryview(size.to_bytes(8, "big"))])
+        await image.file.flush()
+    except OSError as exc:
+        image.size = old
+        raise with_errno("Failed to update the image size", exc) from exc
+
+
+async def _grow(image: Image, size: int, prealloc: str, flags: ReqFlag) -> None:
+    old = image.size
+    needed = (size + (1 << image.l1_shift) - 1) >> image.l1_shift
+    try:
+        await grow_l1(image, needed)
+    except OSError as exc:
+        raise with_errno("Failed to grow the L1 table", exc) from exc
+    zero = bool(flags & ReqFlag.ZERO_WRITE)
+    if image.backing is not None and image.backing.getlength() > old:
+        zero = True
+    image.size = size
+    try:
+        if zero:
+            await _zero_growth(image, old, size)
+        if prealloc != "off":
+            await _preallocate(image, old, size, prealloc)
+    except OSError as exc:
+        image.size = old
+        raise with_errno(
+            "Preallocation failed" if not zero else "Failed to zero out the new area", exc
+        ) from exc
+    except BaseException:
+        image.size = old
+        raise
+
+
+async def _zero_growth(image: Image, start: int, end: int) -> None:
+    border = min((start + image.mask) & ~image.mask, end)
+    await write_zero_bytes(image, start, border)
+    if border < end:
+        try:
+            await pwrite_zeroes(image, border, end - border, ReqFlag.MAY_UNMAP)
+        except OSError as exc:
+            if exc.errno != errno.ENOTSUP:
+                raise
+            await write_zero_bytes(image, border, end)
+
+
+async def write_zero_bytes(image: Image, start: int, end: int) -> None:
+    """Write zeroes as data."""
+    while start < end:
+        piece = _PIECE[: min(len(_PIECE), end - start)]
+        await pwritev(image, start, [piece])
+        start += len(piece)
+
+
+async def grow_l1(image: Image, needed: int) -> None:
+    """Move the L1 table to a place where it can have ``needed`` entries, if it has less."""
+    metadata = image.metadata
+    if needed <= len(metadata.l1):
+        return
+    if needed * 8 > MAX_L1_BYTES:
+        raise OSError(errno.EFBIG, "File too large")
+    await metadata.write_back()
+    clusters = (needed * 8 + image.mask) >> image.cluster_bits
+    offset = await metadata.refcounts.allocate_run(clusters) << image.cluster_bits
+    try:
+        table = metadata.l1 + array("Q", bytes((needed - len(metadata.l1)) * 8))
+        await image.file.pwritev(offset, [memoryview(to_disk(table))])
+        await metadata.write_back()
+        await image.file.flush()
+        location = needed.to_bytes(4, "big") + offset.to_bytes(8, "big")
+        await image.file.pwritev(hdr.L1_AT, [memoryview(location)])
+        await image.file.flush()
+    except BaseException:
+        metadata.free(offset, clusters << image.cluster_bits, FREED_OTHERWISE)
+        raise
+    old_offset, old_length = metadata.l1_offset, len(metadata.l1) * 8
+    metadata.l1.extend(table[len(metadata.l1) :])
+    metadata.l1_offset = offset
+    for at in metadata.clusters_of(old_offset, old_length):
+        metadata.locations.pop(at, None)
+    for at in metadata.clusters_of(offset, needed * 8):
+        metadata.locations[at] = ACTIVE_L1
+    if old_length:
+        metadata.free(old_offset, old_length, FREED_OTHERWISE)
+
+
+async def _preallocate(image: Image, start: int, end: int, mode: str) -> None:
+    """Give every cluster of a range its host cluster, all at the end of the file.
+
+    ``mode``: metadata, falloc or full; the latter two allocate the file's space as well.
+    """
+    metadata, refcounts = image.metadata, image.metadata.refcounts
+    bits = image.cluster_bits
+    first = start >> bits
+    last = (end - 1) >> bits if end > start else first - 1
+    count = last - first + 1
+    lowest = refcounts.free_index
+    # Only what was never used holds zeroes.
+    refcounts.free_index = max(lowest, refcounts.fresh_from)
+    try:
+        if mode != "metadata" and count > 0:
+            tables = (count >> metadata.l2_bits) + 2
+            blocks = ((count + tables) >> refcounts.bits) + 2
+            estimate = (refcounts.fresh_from + count + tables + blocks) << bits
+            await image.file.truncate(estimate, prealloc=mode)
+        number = first
+        while number <= last:
+            number += await _preallocate_some(image, number, last)
+    finally:
+        refcounts.free_index = min(lowest, refcounts.free_index)
+    await metadata.write_back()
+    await image.file.truncate(
+        refcounts.fresh_from << bits
+        if mode != "metadata"
+        else max(refcounts.fresh_from << bits, image.file.getlength())
+    )
+
+
+async def _preallocate_some(image: Image, number: int, last: int) -> int:
+    metadata, refcounts = image.metadata, image.metadata.refcounts
+    index = number >> metadata.l2_bits
+    last = min(last, (index + 1 << metadata.l2_bits) - 1)
+    while True:
+        table = await metadata.table_for_write(index)
+        at = number & image.l2_mask
+        if table[at] & OFFSET_MASK:
+            return 1
+        wanted = 1
+        while number + wanted <= last and not table[at + wanted]:
+            wanted += 1
+        cluster, count = refcounts.find_nowait(wanted)
+        if count:
+            break
+        await refcounts.prepare()
+    refcounts.take_nowait(cluster, count)
+    host = cluster << image.cluster_bits | COPIED
+    table[at : at + count] = array(
+        "Q", range(host, host + (count << image.cluster_bits), image.cluster_size)
+    )
+    metadata.mark_l2(index, at, at + count - 1)
+    return count
+
+
+async def _shrink(image: Image, size: int) -> None:
+    metadata = image.metadata
+    old = image.size
+    border = (size + image.mask) & ~image.mask
+    try:
+        if border > size:
+            # Growing again must not bring it back.
+            await _zero_tail(image, size, min(border, old))
+        if border < old:
+            await pdiscard(image, border, old - border, full=True)
+        image.size = size
+        first = (size + (1 << image.l1_shift) - 1) >> image.l1_shift
+        for index in range(first, len(metadata.l1)):
+            offset = metadata.l2_offset(index)
+            if offset:
+                metadata.l1[index] = 0
+                metadata.l2.pop(index, None)
+                metadata.dirty_l2.pop(index, None)
+                metadata.dirty_l1.add(index // L1_SECTOR)
+                metadata.locations.pop(offset, None)
+                metadata.free(offset, image.cluster_size, FREED_OTHERWISE)
+        await metadata.write_back()
+        end = await _end_of_used(image)
+        if end < image.file.getlength():
+            await image.file.truncate(end)
+            metadata.refcounts.fresh_from = end >> image.cluster_bits
+    except OSError as exc:
+        image.size = old
+        raise with_errno("Failed to discard cropped clusters", exc) from exc
+
+
+async def _zero_tail(image: Image, start: int, end: int) -> None:
+    table = await image.metadata.table(start >> image.l1_shift)
+    if table is not None and table[start >> image.cluster_bits & image.l2_mask] > 1:
+        await write_zero_bytes(image, start, end)
+
+
+async def _end_of_used(image: Image) -> int:
+    """Return the offset after the last host cluster in use."""
+    refcounts = image.metadata.refcounts
+    for number in range(len(refcounts.table) - 1, -1, -1):
+        block = await refcounts.block(number)
+        if block is None:
+            continue
+        for at in range(refcounts.mask, -1, -1):
+            if block.get(at):
+                return ((number << refcounts.bits) + at + 1) << image.cluster_bits
+    return image.cluster_size
