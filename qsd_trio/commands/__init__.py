@@ -1,0 +1,41 @@
+"""The QMP commands. This file is the room's index: which module holds which command."""
+
+from qsd_trio.registry import commands
+
+commands.index(
+    {
+        name: f"{__name__}.{module}"
+        for module, names in {
+            "block": (
+                "block-set-write-threshold",
+                "block_resize",
+                "blockdev-add",
+                "blockdev-del",
+                "blockdev-reopen",
+                "query-block",
+                "query-blockstats",
+                "query-named-block-nodes",
+                "x-debug-query-block-graph",
+            ),
+            "block_export": (
+                "block-export-add",
+                "block-export-del",
+                "nbd-server-add",
+                "nbd-server-remove",
+                "nbd-server-start",
+                "nbd-server-stop",
+                "query-block-exports",
+            ),
+            "object": ("object-add", "object-del"),
+            "qom": (
+                "qom-get",
+                "qom-list",
+                "qom-list-get",
+                "qom-list-properties",
+                "qom-list-types",
+                "qom-set",
+            ),
+        }.items()
+        for name in names
+    }
+)
