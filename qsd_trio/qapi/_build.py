@@ -1,0 +1,137 @@
+"""Make the classes of the QAPI types from _tables.py.
+
+An attrs class takes half a millisecond to make and there are seven hundred types, so each is made when
+it is first asked for, and equality and repr come from the common base.
+"""
+
+from __future__ import annotations
+
+import enum
+from functools import cache
+from types import GenericAlias
+from typing import Annotated, TypeAlias, Union, cast, final
+
+import attrs
+
+from ._base import NULL, QapiNull, QapiObject
+from ._names import branch_name, member_name, value_name
+from ._tables import ALTERNATES, ENUMS, STRUCTS, UNIONS
+
+# A class, an Annotated or a Union: made at run time, so that mypy has nothing to say about it.
+Made: TypeAlias = type
+
+MODULE = "qsd_trio.qapi"
+
+
+@final
+@attrs.frozen
+class Qapi:
+    """The mark on a member's type: the QAPI type it stands for."""
+
+    name: str
+
+
+INTEGERS = frozenset(
+    ["int", "size", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
+)
+SCALARS = {"str": str, "bool": bool, "number": float, "any": object, "null": QapiNull}
+
+
+@cache
+def make(name: str) -> Made:
+    """Return the class (or the Union, for an alternate) of the QAPI type ``name``.
+
+    Raises KeyError if there is none.
+    """
+    if name in STRUCTS:
+        return _make_struct(name)
+    if name in ENUMS:
+        values = [(value_name(value), value) for value in ENUMS[name]]
+        return cast(Made, enum.Enum(name, values, module=MODULE))
+    if name in ALTERNATES:
+        return cast(
+            Made, Union[tuple(SCALARS.get(item) or make_type(item) for item in ALTERNATES[name])]
+        )
+    union, _, _ = name.partition("_")
+    for value, struct in UNIONS[union][1]:
+        if branch_name(union, value) == name:
+            return _make_branch(union, value, struct)
+    raise KeyError(name)
+
+
+def make_branch(union: str, value: str) -> Made:
+    """Return the class of one branch of a union."""
+    return make(branch_name(union, value))
+
+
+@cache
+def make_type(kind: str) -> Made:
+    """Return the Python type of a type expression of the tables: "str", "[BlockdevRef]" ..."""
+    if kind.startswith("["):
+        return cast(Made, Annotated[GenericAlias(list, (make_type(kind[1:-1]),)), Qapi(kind)])
+    if kind in INTEGERS:
+        return cast(Made, Annotated[int, Qapi(kind)])
+    if kind in SCALARS:
+        return cast(Made, Annotated[SCALARS[kind], Qapi(kind)])
+    if kind in ALTERNATES:
+        return cast(Made, Annotated[make(kind), Qapi(kind)])
+    return make(kind)
+
+
+def flat_members(name: str) -> tuple[tuple[str, str, bool], ...]:
+    """Return the members of a struct on the wire, the base's first."""
+    base, members = STRUCTS[name]
+    return flat_members(base) + members if base else members
+
+
+def tag_enum(union: str) -> str:
+    """Return the name of the enum of a union's discriminator."""
+    tag = UNIONS[union][0]
+    return next(kind for name, kind, _ in flat_members(union) if name == tag)
+
+
+def _make_struct(name: str) -> type[QapiObject]:
+    base, members = STRUCTS[name]
+    fields: dict[str, object] = {}
+    for wire, kind, optional in members:
+        # Types are resolved by the converter, when it needs them: making them would make what they name.
+        default = None if optional else attrs.NOTHING
+        fields[member_name(wire)] = attrs.field(default=default, metadata={"qapi": kind})
+    bases = (make(base),) if base else (QapiObject,)
+    return _finish(name, fields, bases, flat_members(name))
+
+
+def _make_branch(union: str, value: str, struct: str) -> type[QapiObject]:
+    tag = UNIONS[union][0]
+    kind = tag_enum(union)
+    default = make(kind)(value)
+    fields = {member_name(tag): attrs.field(default=default, metadata={"qapi": kind})}
+    bases = (make(struct), make(union)) if struct else (make(union),)
+    members = flat_members(union) + (flat_members(struct) if struct else ())
+    return _finish(branch_name(union, value), fields, bases, members)
+
+
+def _finish(
+    name: str,
+    fields: dict[str, object],
+    bases: tuple[type, ...],
+    members: tuple[tuple[str, str, bool], ...],
+) -> type[QapiObject]:
+    made: type[QapiObject] = attrs.make_class(
+        name,
+        fields,
+        bases=bases,
+        class_body={
+            "qapi_members": tuple((member_name(wire), wire) for wire, _, _ in members),
+        },
+        kw_only=True,
+        frozen=True,
+        slots=False,
+        eq=False,
+        repr=False,
+    )
+    made.__module__ = MODULE  # make_class takes it from the caller's frame
+    return made
+
+
+__all__ = ["NULL", "Qapi", "flat_members", "make", "make_branch", "make_type", "tag_enum"]
