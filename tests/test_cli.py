@@ -29,8 +29,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def has_text(path: Path) -> bool:
-    return path.exists() and path.read_text().endswith("\n")
+def text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 @contextmanager
@@ -44,7 +47,8 @@ def running(*argv: str, pidfile: Path) -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     try:
-        wait_until(lambda: has_text(pidfile) or process.poll() is not None)
+        ready = f"{process.pid}\n"
+        wait_until(lambda: text_of(pidfile) == ready or process.poll() is not None)
         assert process.poll() is None, process.communicate()
         yield process
     finally:
@@ -80,7 +84,7 @@ def test_a_second_instance_leaves_the_first_alone(tmp_path: Path) -> None:
         assert int(pidfile.read_text()) == process.pid
         process.kill()
         process.wait(TIMEOUT)
-    assert has_text(pidfile)  # killed: it stays, and is taken over
+    assert text_of(pidfile)  # killed: it stays, and is taken over
     with running(pidfile=pidfile) as process:
         assert int(pidfile.read_text()) == process.pid
 
