@@ -11,7 +11,7 @@ import mmap
 import os
 import stat
 from time import perf_counter
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 import outcome
 import trio
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     Iov = Sequence[memoryview]
     Ts = TypeVarTuple("Ts")
+
+T = TypeVar("T")
 
 #: The kernel's UIO_MAXIOV: more buffers are refused in one call.
 MAX_BUFFERS = 1024
@@ -81,6 +83,8 @@ class HostFile:
         "can_write_now",
         "direct",
         "fd",
+        "is_block",
+        "is_char",
         "is_network",
         "is_regular",
         "path",
@@ -88,9 +92,7 @@ class HostFile:
         "writable",
     )
 
-    def __init__(
-        self, fd: int, path: str = ""
-    ) -> None:
+    def __init__(self, fd: int, path: str = "") -> None:
         """Wrap ``fd``, which belongs to the new object. Looks at it, so it may block."""
         self.path = path
         self.fd = fd
@@ -119,7 +121,10 @@ class HostFile:
         flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
         self.direct = bool(flags & os.O_DIRECT)
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self.is_regular = stat.S_ISREG(os.fstat(self.fd).st_mode)
+        mode = os.fstat(self.fd).st_mode
+        self.is_regular = stat.S_ISREG(mode)
+        self.is_block = stat.S_ISBLK(mode)
+        self.is_char = stat.S_ISCHR(mode)
         magic = libc.filesystem_magic(self.fd)
         self.is_network = magic in _NETWORK
         self._direct_align = 1
@@ -290,9 +295,9 @@ class HostFile:
         """Set the file's length."""
         await worker_pool().run(os.ftruncate, self.fd, length, slow=True)
 
-    async def call(self, fn: Callable[[Unpack[Ts]], None], *args: *Ts) -> None:
-        """Run a slow ``fn(*args)`` on this file (ioctls, preallocation) in a worker."""
-        await worker_pool().run(fn, *args, slow=True)
+    async def call(self, fn: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        """Run a slow ``fn(*args)`` on this file (ioctls, preallocation, locks) in a worker."""
+        return await worker_pool().run(fn, *args, slow=True)
 
     async def prefetch(self, offset: int, length: int) -> None:
         """Have the kernel read the range into the page cache, if it likes."""
@@ -335,6 +340,7 @@ class HostFile:
         os.dup2(fd, self.fd, inheritable=False)
         os.close(fd)
         self._look()
+        self.direct_alignment()
 
     async def aclose(self) -> None:
         """Close. Requests must be over; a sync whose caller was cancelled is waited for."""
@@ -425,6 +431,14 @@ class HostFile:
                 position += len(buffer)
             _write_all(self.fd, [view[:length]], offset, flags)
         self._give_back(bounce)
+
+
+def is_block_device(path: str) -> bool:
+    """Return whether ``path`` names a block device. A look at the file system: may block."""
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 # -- blocking helpers, for worker threads ------------------------------------------------------------
