@@ -211,7 +211,14 @@ ONLY_IN: dict[str, tuple[tuple[str, ...], Rule]] = {
             or _imports(node, "threading", "concurrent")
         ),
     ),
-    "ctypes, ioctl": (("host/",), lambda node: _imports(node, "ctypes", "fcntl")),
+    "ctypes, ioctl": (
+        ("host/",),
+        lambda node: (
+            _imports(node, "ctypes")
+            or _dotted(node, "fcntl.ioctl", "fcntl.fcntl")
+            or (isinstance(node, ast.ImportFrom) and node.module == "fcntl")
+        ),
+    ),
     "sys.exit, os._exit": (
         ("cli.py", "__main__.py", "host/daemonize.py"),
         lambda node: _dotted(node, "sys.exit", "os._exit") or _calls(node, "exit", "quit"),
@@ -264,6 +271,7 @@ def test_cleaning_up_is_no_catch_all() -> None:
 
 #: Lines; from 600 on a file's owner looks for the pure part to pull out.
 MAX_LINES = 700
+GENERATED = ("qapi/_tables.py",)
 
 
 def test_files_keep_their_size() -> None:
@@ -271,6 +279,6 @@ def test_files_keep_their_size() -> None:
         path: lines
         for path in sources()
         if (lines := len((PACKAGE / path).read_text().splitlines())) > MAX_LINES
-        and not path.startswith("qapi/generated")
+        and path not in GENERATED
     }
     assert long == {}
