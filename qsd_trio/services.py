@@ -12,7 +12,11 @@ import trio
 from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
 
 log = logging.getLogger("qsd_trio.services")
 
@@ -159,6 +163,16 @@ class ServiceTable(Generic[S]):
         self._deadlines_cut = True
         for scope in tuple(self._scopes.values()):
             scope.cancel()
+
+
+async def run_isolated(
+    name: str, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts
+) -> None:
+    """Run ``function(*args)``, a task for one client of a service: a bug in it ends that client alone."""
+    try:
+        await function(*args)
+    except* Exception:
+        log.exception("%s crashed", name)
 
 
 @asynccontextmanager

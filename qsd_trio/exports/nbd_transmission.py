@@ -12,53 +12,41 @@ See DESIGN.md, section 5.
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from qsd_trio.block.abc import ReqFlag, StatusFlag
 from qsd_trio.errors import RemoteProtocolError
+from qsd_trio.exports.nbd_requests import Refusal, Rules, failure, segments, too_long
+from qsd_trio.exports.nbd_status import collect
 from qsd_trio.protocol.nbd.constants import (
-    COMMAND_NAMES,
-    EXTENDED_REPLY_MAGIC,
     EXTENDED_REQUEST_MAGIC,
     MAX_REQUEST,
-    REPLY_FLAG_DONE,
     REQUEST_MAGIC,
-    SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC,
     Cmd,
     CmdFlag,
     Error,
     Mode,
-    ReplyType,
-    State,
     TransmissionFlag,
 )
-from qsd_trio.protocol.nbd.negotiation import ALLOCATION_DEPTH, BASE_ALLOCATION
 from qsd_trio.protocol.nbd.transmission import (
-    CHUNK,
-    DATA_CHUNK,
-    EXTENDED_CHUNK,
-    EXTENDED_DATA_CHUNK,
+    DATA_PACKERS,
     EXTENDED_REQUEST,
-    MAX_STATUS_LENGTH,
+    OK_PACKERS,
     REQUEST,
-    SIMPLE_REPLY,
     Replies,
     Request,
     parse_status_payload,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Sequence
 
-    from qsd_trio.block.abc import Extents, Iov
+    from qsd_trio.block.abc import Extents
     from qsd_trio.block.backend import BlockBackend
     from qsd_trio.protocol.nbd.negotiation import ExportChosen
 
@@ -77,49 +65,23 @@ MAX_EXTENTS: Final = 64  # of a read or write on the fast path
 
 MAX_REQUESTS_IN_FLIGHT: Final = 64  # on the slow path, per client
 MAX_BYTES_IN_FLIGHT: Final = 64 * MiB  # of their buffers
-MAX_STATUS_EXTENTS: Final = 16 * 1024  # descriptors in one reply; the client asks on from there
 STATUS_LOOK_AHEAD: Final = 1 << 30  # bytes a sparse read asks about beyond its own
 
 #: Seconds of serving without giving way to the other tasks of the loop (monitors must answer).
 TIME_SLICE: Final = 0.0015
 
-# errno -> wire code, once, at the edge. What is not listed goes as EINVAL.
-NBD_ERRORS: Final = {
-    errno.EPERM: Error.EPERM,
-    errno.EROFS: Error.EPERM,
-    errno.EIO: Error.EIO,
-    errno.ENOMEM: Error.ENOMEM,
-    errno.EFBIG: Error.ENOSPC,
-    errno.EDQUOT: Error.ENOSPC,
-    errno.ENOSPC: Error.ENOSPC,
-    errno.EOVERFLOW: Error.EOVERFLOW,
-    errno.ENOTSUP: Error.ENOTSUP,
-    errno.ESHUTDOWN: Error.ESHUTDOWN,
-}
-
 _ZEROES = memoryview(bytes(PIECE))
 
 READ, WRITE = Cmd.READ, Cmd.WRITE
-DF, FUA = CmdFlag.DF, CmdFlag.FUA
-DATA, ZERO = StatusFlag.DATA, StatusFlag.ZERO
+DF, FUA, PAYLOAD_LEN = CmdFlag.DF, CmdFlag.FUA, CmdFlag.PAYLOAD_LEN
+EXTENDED = Mode.EXTENDED
+ZERO = StatusFlag.ZERO
 
 # What _serve_buffered stopped at.
 _MORE = 0  # needs more data
 _REQUEST = 1  # the request in self._request needs an await
 _FULL = 2  # the arena must be sent first
 _SLICE = 3  # the time slice is over
-
-
-class Refusal(NamedTuple):
-    """Why a request is refused before it reaches the node."""
-
-    error: int
-    text: str
-
-
-def wire_error(error: OSError) -> int:
-    """Return the NBD error of an OSError."""
-    return NBD_ERRORS.get(error.errno or 0, Error.EINVAL)
 
 
 @final
@@ -149,7 +111,9 @@ class Transmission:
         self._contexts = chosen.contexts
         self._size = chosen.info.size
         self._read_only = bool(chosen.flags & TransmissionFlag.READ_ONLY)
+        self._rules = Rules(self._mode, self._size, self._read_only, bool(self._contexts))
         self._writethrough = writethrough
+        self._writable = not self._read_only and not writethrough  # on the fast path
         self._replies = Replies(chosen.mode)
         self._extended = chosen.mode == Mode.EXTENDED
         self._header = EXTENDED_REQUEST if self._extended else REQUEST
@@ -231,9 +195,8 @@ class Transmission:
                 if not received:
                     return
                 self._end += received
-            elif reason == _REQUEST:
-                if not await self._dispatch(nursery, self._request):
-                    return
+            elif reason == _REQUEST and not await self._dispatch(nursery, self._request):
+                return
             if perf_counter() > self._slice_end:
                 await trio.lowlevel.checkpoint()
                 self._slice_end = perf_counter() + TIME_SLICE
@@ -248,28 +211,20 @@ class Transmission:
     def _serve_buffered(self) -> int:
         """Serve what needs no await; say why it stopped.
 
-        The rest of the program may be slow so that this can be quick: plain integers, local names, no calls
-        but the ones that do the work.
+        The rest of the room may be slow so that this can be quick: plain integers, local names, few calls.
         """
         buffer, view = self._buffer, self._view
         arena, arena_view = self._arena, self._arena_view
         start, end, used = self._start, self._end, self._used
-        header_size = self._header.size
-        unpack = self._header.unpack_from
-        limit = self._limit
+        unpack, header_size = self._header.unpack_from, self._header.size
+        limit, slice_end = self._limit, self._slice_end
         map_read, map_write = self._backend.map_read, self._backend.map_write
-        mode, extended = self._mode, self._extended
-        magic_wanted = EXTENDED_REQUEST_MAGIC if extended else REQUEST_MAGIC
-        # A reply's overhead before the data.
-        if mode == 0:
-            overhead, pack_data = SIMPLE_REPLY.size, SIMPLE_REPLY.pack_into
-        elif mode == 1:
-            overhead, pack_data = DATA_CHUNK.size, DATA_CHUNK.pack_into
-        else:
-            overhead, pack_data = EXTENDED_DATA_CHUNK.size, EXTENDED_DATA_CHUNK.pack_into
-        ok_size = EXTENDED_CHUNK.size if extended else SIMPLE_REPLY.size
-        writable = not self._read_only and not self._writethrough
-        slice_end = self._slice_end
+        mode, writable = self._mode, self._writable
+        magic_wanted = EXTENDED_REQUEST_MAGIC if mode == EXTENDED else REQUEST_MAGIC
+        read_flags = DF if mode else 0
+        write_flags = PAYLOAD_LEN if mode == EXTENDED else 0
+        data_header, pack_data = DATA_PACKERS[mode]
+        ok_size, pack_ok = OK_PACKERS[mode]
         reason = _MORE
         served = 0
         while end - start >= header_size:
@@ -281,100 +236,48 @@ class Transmission:
                 reason = _SLICE
                 break
             if kind == READ:
-                if 0 < length <= SMALL and not flags & ~DF and offset + length <= limit:
-                    data = used + overhead
+                if 0 < length <= SMALL and not flags & ~read_flags and offset + length <= limit:
+                    data = used + data_header
                     stop = data + length
                     if stop > ARENA:
                         reason = _FULL
                         break
                     extents = map_read(offset, length)
                     if extents is not None:
-                        if len(extents) == 1 and extents[0][0] is not None:
-                            file, at, _ = extents[0]
+                        if len(extents) == 1 and (file := extents[0][0]) is not None:
                             try:
-                                done = file.read_now((arena_view[data:stop],), at) == length
+                                done = (
+                                    file.read_now((arena_view[data:stop],), extents[0][1]) == length
+                                )
                             except OSError:
                                 done = False  # the slow path meets it again, and reports it
-                        elif mode and not flags and all(file is None for file, _, _ in extents):
-                            done = False  # a hole: the slow path has the words for it
-                            extents = ()
                         else:
                             done = _read_extents_now(extents, arena_view[data:stop])
                         if done:
-                            if mode == 0:
-                                pack_data(arena, used, SIMPLE_REPLY_MAGIC, 0, cookie)
-                            elif mode == 1:
-                                pack_data(
-                                    arena,
-                                    used,
-                                    STRUCTURED_REPLY_MAGIC,
-                                    REPLY_FLAG_DONE,
-                                    ReplyType.OFFSET_DATA,
-                                    cookie,
-                                    length + 8,
-                                    offset,
-                                )
-                            else:
-                                pack_data(
-                                    arena,
-                                    used,
-                                    EXTENDED_REPLY_MAGIC,
-                                    REPLY_FLAG_DONE,
-                                    ReplyType.OFFSET_DATA,
-                                    cookie,
-                                    offset,
-                                    length + 8,
-                                    offset,
-                                )
+                            pack_data(arena, used, cookie, offset, length)
                             used = stop
                             start += header_size
                             continue
-                        if extents == ():
-                            request = Request(flags, kind, cookie, offset, length)
-                            hole = self._replies.hole(request, offset, length, done=True)
-                            arena[used : used + len(hole)] = hole
-                            used += len(hole)
-                            start += header_size
+            elif kind == WRITE and length <= WHOLE_WRITE and not flags & ~write_flags:
+                data = start + header_size
+                stop = data + length
+                if stop > end:
+                    break  # not all here yet
+                if used + ok_size > ARENA:
+                    reason = _FULL
+                    break
+                if writable and length and offset + length <= limit:
+                    extents = map_write(offset, length)
+                    if extents is not None:
+                        try:
+                            done = _write_extents_now(extents, view[data:stop])
+                        except OSError:
+                            done = False  # as above
+                        if done:
+                            pack_ok(arena, used, cookie, offset)
+                            used += ok_size
+                            start = stop
                             continue
-            elif kind == WRITE:
-                if length <= WHOLE_WRITE and (not flags or (extended and flags == 32)):
-                    payload = start + header_size
-                    stop = payload + length
-                    if stop > end:
-                        break  # not all here yet
-                    if used + ok_size > ARENA:
-                        reason = _FULL
-                        break
-                    if writable and length and offset + length <= limit:
-                        extents = map_write(offset, length)
-                        if extents is not None:
-                            try:
-                                if len(extents) == 1:
-                                    file, at, _ = extents[0]
-                                    done = file.write_now((view[payload:stop],), at)
-                                else:
-                                    done = _write_extents_now(extents, view[payload:stop])
-                            except OSError:
-                                done = False  # the slow path meets it again, and reports it
-                            if done:
-                                if extended:
-                                    EXTENDED_CHUNK.pack_into(
-                                        arena,
-                                        used,
-                                        EXTENDED_REPLY_MAGIC,
-                                        REPLY_FLAG_DONE,
-                                        ReplyType.NONE,
-                                        cookie,
-                                        offset,
-                                        0,
-                                    )
-                                else:
-                                    SIMPLE_REPLY.pack_into(
-                                        arena, used, SIMPLE_REPLY_MAGIC, 0, cookie
-                                    )
-                                used += ok_size
-                                start = stop
-                                continue
             self._request = Request(flags, kind, cookie, offset, length)
             start += header_size
             reason = _REQUEST
@@ -386,48 +289,43 @@ class Transmission:
 
     async def _dispatch(self, nursery: trio.Nursery, request: Request) -> bool:
         """Carry out or spawn a request whose header has just been taken. False: disconnect."""
-        flags, kind, _, offset, length = request
+        flags, kind, _, _, length = request
         if kind == Cmd.DISC:
             return False
-        payload = b""
-        refusal = None
-        if kind == WRITE:
-            if length > MAX_REQUEST:
-                # Its data cannot be skipped within reason: the connection ends with the answer.
-                await self._send([self._replies.error(request, Error.EINVAL, _too_long(length))])
-                return False
-            refusal = self._refusal(request)
-            if refusal is None and length > WHOLE_WRITE and not flags & FUA:
-                if not self._writethrough and self._backend.map_write(offset, length) is not None:
-                    return await self._stream_write(request)
-            return await self._take_write(nursery, request, refusal)
-        if self._extended and flags & CmdFlag.PAYLOAD_LEN:
-            if length > MAX_REQUEST:
-                await self._send([self._replies.error(request, Error.EINVAL, _too_long(length))])
-                return False
-            payload_view = await self._take_payload(length)
-            if payload_view is None:
-                return False
-            payload = bytes(payload_view)
-            if kind != Cmd.BLOCK_STATUS:
-                refusal = Refusal(Error.EINVAL, "payload not supported")
-        if refusal is None and not payload:
-            refusal = self._refusal(request)
+        if kind == WRITE or (self._extended and flags & CmdFlag.PAYLOAD_LEN):
+            return await self._dispatch_with_payload(nursery, request)
+        refusal = self._rules.refusal(request)
         if refusal is not None:
-            await self._send([self._replies.error(request, refusal.error, refusal.text)])
-            return True
-        if kind == READ and length > SMALL and not flags & FUA:
-            if await self._large_read(request):
-                return True
-        need = length if kind == READ else len(payload)
-        await self._take_slot(need)
-        nursery.start_soon(self._carry_out, request, payload, need)
+            await self._refuse(request, refusal)
+        elif not (
+            kind == READ and length > SMALL and not flags & FUA and await self._large_read(request)
+        ):
+            need = length if kind == READ else 0
+            await self._take_slot(need)
+            nursery.start_soon(self._carry_out, request, b"", need)
         return True
 
-    async def _take_write(
-        self, nursery: trio.Nursery, request: Request, refusal: Refusal | None
-    ) -> bool:
-        length = request.length
+    async def _dispatch_with_payload(self, nursery: trio.Nursery, request: Request) -> bool:
+        flags, kind, _, offset, length = request
+        if length > MAX_REQUEST:
+            # Its data cannot be skipped within reason: the connection ends with the answer.
+            await self._refuse(request, too_long(length))
+            return False
+        if kind == WRITE:
+            refusal = self._rules.refusal(request)
+        elif kind == Cmd.BLOCK_STATUS:
+            refusal = None  # the effect length to be checked stands in the payload
+        else:
+            refusal = Refusal(Error.EINVAL, "payload not supported")
+        if (
+            kind == WRITE
+            and refusal is None
+            and length > WHOLE_WRITE
+            and not (flags & FUA or self._writethrough)
+            and offset + length <= self._limit
+            and self._backend.map_write(offset, length) is not None
+        ):
+            return await self._stream_write(request)
         await self._take_slot(length)
         # The request's own copy: the receive buffer goes on to other requests.
         payload = await self._take_payload(length)
@@ -436,10 +334,13 @@ class Transmission:
             return False
         if refusal is not None:
             self._give_slot(length)
-            await self._send([self._replies.error(request, refusal.error, refusal.text)])
+            await self._refuse(request, refusal)
         else:
             nursery.start_soon(self._carry_out, request, payload, length)
         return True
+
+    async def _refuse(self, request: Request, refusal: Refusal) -> None:
+        await self._send([self._replies.error(request, refusal.error, refusal.text)])
 
     async def _take_payload(self, length: int) -> memoryview | None:
         """Return the next ``length`` bytes from the client in a buffer of their own; None: it left."""
@@ -479,50 +380,15 @@ class Transmission:
         self._bytes_in_flight -= need
         self._slot_freed.set()
 
-    def _refusal(self, request: Request) -> Refusal | None:
-        """Return what is wrong with a request, as far as its header tells."""
-        flags, kind, _, offset, length = request
-        if kind in (READ, WRITE, Cmd.CACHE) and length > MAX_REQUEST:
-            return Refusal(Error.EINVAL, _too_long(length))
-        if self._read_only and kind in (WRITE, Cmd.WRITE_ZEROES, Cmd.TRIM):
-            return Refusal(Error.EPERM, "Export is read-only")
-        if offset + length > self._size:
-            error = Error.ENOSPC if kind in (WRITE, Cmd.WRITE_ZEROES) else Error.EINVAL
-            text = f"operation past EOF; From: {offset}, Len: {length}, Size: {self._size}"
-            return Refusal(error, text)
-        valid = FUA
-        if kind == READ and self._mode >= Mode.STRUCTURED:
-            valid |= DF
-        elif kind == WRITE and self._extended:
-            valid |= CmdFlag.PAYLOAD_LEN
-        elif kind == Cmd.WRITE_ZEROES:
-            valid |= CmdFlag.NO_HOLE | CmdFlag.FAST_ZERO
-        elif kind == Cmd.BLOCK_STATUS:
-            valid |= CmdFlag.REQ_ONE
-            if self._extended and self._contexts:
-                valid |= CmdFlag.PAYLOAD_LEN
-        if flags & ~valid:
-            name = COMMAND_NAMES.get(kind, "<unknown>")
-            return Refusal(
-                Error.EINVAL, f"unsupported flags for command {name} (got 0x{flags:x})"
-            )
-        if kind == Cmd.BLOCK_STATUS:
-            if not self._contexts:
-                return Refusal(Error.EINVAL, "CMD_BLOCK_STATUS not negotiated")
-            if not length:
-                return Refusal(Error.EINVAL, "need non-zero length")
-        if kind not in COMMAND_NAMES:
-            return Refusal(Error.EINVAL, f"invalid request type ({kind}) received")
-        return None
-
     async def _carry_out(self, request: Request, payload: Buffer, need: int) -> None:
         """Do one request on the slow path and answer it."""
         try:
             try:
                 await self._do(request, payload)
+            except _ClientGone:
+                self.stop()
             except OSError as exc:
-                text = f"{_FAILED.get(request.type, 'request failed')}: {os.strerror(exc.errno or 0)}"
-                await self._send([self._replies.error(request, wire_error(exc), text)])
+                await self._refuse(request, failure(request.type, exc))
         except _ClientGone:
             self.stop()
         finally:
@@ -573,7 +439,9 @@ class Transmission:
         if offset + length > self._limit:
             return False
         sparse = self._mode and not flags & DF
-        if sparse and not (self._known_data[0] <= offset and offset + length <= self._known_data[1]):
+        if sparse and not (
+            self._known_data[0] <= offset and offset + length <= self._known_data[1]
+        ):
             return False  # the slow path looks for holes, and remembers where there are none
         extents = self._backend.map_read(offset, length)
         if extents is None or len(extents) > MAX_EXTENTS:
@@ -590,10 +458,10 @@ class Transmission:
                 await self._send_locked([self._replies.data_header(request, offset, length)])
                 await self._send_content(offset, length)
                 return True
-            segments = _segments(extents)
+            parts = segments(extents)
             at = offset
-            for index, (is_data, size) in enumerate(segments):
-                last = index == len(segments) - 1
+            for index, (is_data, size) in enumerate(parts):
+                last = index == len(parts) - 1
                 if is_data:
                     header = self._replies.data_header(request, at, size, done=last)
                     await self._send_locked([header])
@@ -662,7 +530,10 @@ class Transmission:
         at = offset
         while at < end:
             status = await self._backend.block_status_above(at, max(size, end) - at)
-            if not status.flags & ZERO and status.length > self._known_data[1] - self._known_data[0]:
+            if (
+                not status.flags & ZERO
+                and status.length > self._known_data[1] - self._known_data[0]
+            ):
                 self._known_data = (at, at + status.length)
             length = min(status.length, end - at)
             is_data = not status.flags & ZERO
@@ -687,56 +558,28 @@ class Transmission:
         contexts = list(self._contexts)
         if payload:
             parsed = parse_status_payload(payload)
-            if parsed is None or not all(id_ in self._contexts for id_ in parsed[1]):
-                text = "invalid payload of block status"
-                await self._send([self._replies.error(request, Error.EINVAL, text)])
-                return
-            length, contexts = parsed[0], sorted(set(parsed[1]))
-            refusal = self._refusal(request._replace(length=length))
+            refusal: Refusal | None
+            if parsed is None or not self._contexts.keys() >= set(parsed[1]):
+                refusal = Refusal(Error.EINVAL, "invalid payload of block status")
+            else:
+                length, contexts = parsed[0], sorted(set(parsed[1]))
+                refusal = self._rules.refusal(request._replace(length=length))
             if refusal is not None:
-                await self._send([self._replies.error(request, refusal.error, refusal.text)])
+                await self._refuse(request, refusal)
                 return
-        chunks = []
+        chunks: list[bytes] = []
         for id_ in contexts:
-            extents = await self._extents(request, length, self._contexts[id_])
+            extents = await collect(
+                self._backend,
+                self._contexts[id_],
+                request.offset,
+                length,
+                only_one=bool(request.flags & CmdFlag.REQ_ONE),
+                extended=self._extended,
+            )
             done = id_ == contexts[-1]
             chunks.append(self._replies.block_status(request, id_, extents, done=done))
         await self._send(chunks or [self._replies.done(request)])
-
-    async def _extents(self, request: Request, length: int, context: str) -> list[tuple[int, int]]:
-        """Return (length, flags) from the request's offset on; the last may be cut short."""
-        offset = request.offset
-        end = offset + length
-        extents: list[tuple[int, int]] = []
-        async for size, flags in self._walk(offset, end, context):
-            if extents and extents[-1][1] == flags:
-                extents[-1] = (extents[-1][0] + size, flags)
-            elif len(extents) == MAX_STATUS_EXTENTS or (
-                extents and request.flags & CmdFlag.REQ_ONE
-            ):
-                break
-            else:
-                extents.append((size, flags))
-        if not self._extended and extents[-1][0] > MAX_STATUS_LENGTH:
-            extents[-1] = (MAX_STATUS_LENGTH // PAGE * PAGE, extents[-1][1])
-        return extents
-
-    async def _walk(
-        self, offset: int, end: int, context: str
-    ) -> AsyncIterator[tuple[int, int]]:
-        while offset < end:
-            if context == BASE_ALLOCATION:
-                status = await self._backend.block_status_above(offset, end - offset)
-                size = status.length
-                flags = 0 if status.flags & DATA else State.HOLE
-                if status.flags & ZERO:
-                    flags |= State.ZERO
-            elif context == ALLOCATION_DEPTH:
-                flags, size = await self._backend.allocation_depth(offset, end - offset)
-            else:
-                raise AssertionError(f"no such context: {context}")
-            yield size, flags
-            offset += size
 
     # -- writes ------------------------------------------------------------------------------------
 
@@ -748,16 +591,16 @@ class Transmission:
         """
         offset, end = request.offset, request.offset + request.length
         view = self._view
-        failure: OSError | None = None
+        error: OSError | None = None
         while True:
             have = min(self._end - self._start, end - offset)
             usable = have if offset + have == end else (offset + have) // PAGE * PAGE - offset
             if usable > 0:
-                if failure is None:
+                if error is None:
                     try:
                         await self._write_piece(offset, view[self._start : self._start + usable])
                     except OSError as exc:
-                        failure = exc
+                        error = exc
                 offset += usable
                 self._start += usable
                 if offset == end:
@@ -772,9 +615,8 @@ class Transmission:
             if perf_counter() > self._slice_end:
                 await trio.lowlevel.checkpoint()
                 self._slice_end = perf_counter() + TIME_SLICE
-        if failure is not None:
-            text = f"{_FAILED[WRITE]}: {os.strerror(failure.errno or 0)}"
-            await self._send([self._replies.error(request, wire_error(failure), text)])
+        if error is not None:
+            await self._refuse(request, failure(WRITE, error))
         else:
             await self._send([self._replies.ok(request)])
         return True
@@ -800,7 +642,7 @@ class Transmission:
         if sent < used:
             await self._send([self._arena_view[sent:used]])
 
-    async def _send(self, buffers: list[Buffer]) -> None:
+    async def _send(self, buffers: Sequence[Buffer]) -> None:
         """Send the buffers as one reply; they may be used again on return."""
         if self._send_lock.locked():
             await self._send_lock.acquire()
@@ -811,7 +653,7 @@ class Transmission:
         finally:
             self._send_lock.release()
 
-    async def _send_locked(self, buffers: list[Buffer]) -> None:
+    async def _send_locked(self, buffers: Sequence[Buffer]) -> None:
         left: deque[memoryview] | None = None
         while True:
             try:
@@ -823,7 +665,7 @@ class Transmission:
             if left is None:
                 if sent == sum(map(len, buffers)):
                     return
-                left = deque(map(memoryview, buffers))
+                left = deque([memoryview(buffer) for buffer in buffers])
             while left and sent >= len(left[0]):
                 sent -= len(left.popleft())
             if not left:
@@ -838,21 +680,6 @@ class Transmission:
 
 class _ClientGone(ConnectionError):
     """The connection broke while a reply was sent, or must be broken in the middle of one."""
-
-
-_FAILED: Final = {
-    Cmd.READ: "reading from file failed",
-    Cmd.WRITE: "writing to file failed",
-    Cmd.WRITE_ZEROES: "writing to file failed",
-    Cmd.FLUSH: "flush failed",
-    Cmd.TRIM: "discard failed",
-    Cmd.CACHE: "caching data failed",
-    Cmd.BLOCK_STATUS: "unable to get block status",
-}
-
-
-def _too_long(length: int) -> str:
-    return f"len ({length} ) is larger than max len ({MAX_REQUEST})"
 
 
 def _read_extents_now(extents: Extents, data: memoryview) -> bool:
@@ -879,6 +706,9 @@ def _read_extents_now(extents: Extents, data: memoryview) -> bool:
 
 def _write_extents_now(extents: Extents, data: memoryview) -> bool:
     """Write ``data`` to the extents without waiting; False: not all of it was written."""
+    if len(extents) == 1:
+        file, offset, _ = extents[0]
+        return file is not None and file.write_now((data,), offset)
     if len(extents) > MAX_EXTENTS:
         return False
     at = 0
@@ -888,15 +718,3 @@ def _write_extents_now(extents: Extents, data: memoryview) -> bool:
             return False
         at += length
     return True
-
-
-def _segments(extents: Extents) -> list[tuple[bool, int]]:
-    """Return (is data, length) with equal neighbours merged."""
-    segments: list[tuple[bool, int]] = []
-    for file, _, length in extents:
-        is_data = file is not None
-        if segments and segments[-1][0] == is_data:
-            segments[-1] = (is_data, segments[-1][1] + length)
-        else:
-            segments.append((is_data, length))
-    return segments

@@ -171,12 +171,12 @@ class _Payload:
         length = self.u32()
         if length > MAX_STRING:
             raise _Refused(Rep.ERR_INVALID, f"Invalid name length: {length}")
-        name = self.take(length)
-        if 0 in name:
+        data = self.take(length)
+        if 0 in data:
             raise _Refused(
                 Rep.ERR_INVALID, f"Unexpected embedded NUL in option {OPTION_NAMES[self._option]}"
             )
-        return decode_name(name)
+        return decode_name(data)
 
 
 def decode_name(data: bytes) -> str:
@@ -319,8 +319,11 @@ class ServerNegotiation:
                 self._expect_empty(option, data)
                 for name, description in self._exports.list():
                     encoded = name.encode("utf-8", "surrogateescape")
-                    text = (description or "").encode("utf-8", "surrogateescape")
-                    self._reply(option, Rep.SERVER, U32.pack(len(encoded)) + encoded + text)
+                    self._reply(
+                        option,
+                        Rep.SERVER,
+                        U32.pack(len(encoded)) + encoded + (description or "").encode(),
+                    )
                 self._reply(option, Rep.ACK)
             case Opt.STARTTLS:
                 self._on_starttls(data)
@@ -436,8 +439,8 @@ class ServerNegotiation:
         if payload.left:
             raise _Refused(Rep.ERR_INVALID, _unexpected_length(option))
         for id_ in sorted(selected):
-            name = info.contexts[id_].encode()
-            self._reply(option, Rep.META_CONTEXT, U32.pack(0 if listing else id_) + name)
+            data = U32.pack(0 if listing else id_) + info.contexts[id_].encode()
+            self._reply(option, Rep.META_CONTEXT, data)
         if not listing:
             self._meta_export = info.name
             self._contexts = {id_: info.contexts[id_] for id_ in sorted(selected)}

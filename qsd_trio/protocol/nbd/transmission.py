@@ -16,7 +16,6 @@ from qsd_trio.protocol.nbd.constants import (
     REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
-    CmdFlag,
     Mode,
     ReplyType,
 )
@@ -44,9 +43,6 @@ _U64 = struct.Struct(">Q")
 _STATUS_EXT = struct.Struct(">II")
 _DESCRIPTOR = struct.Struct(">II")
 _DESCRIPTOR_EXT = struct.Struct(">QQ")
-
-MAX_STATUS_LENGTH: Final = 2**32 - 1  # a descriptor's length without extended headers
-MAX_HOLE: Final = 2**32 - 1
 
 
 class Request(NamedTuple):
@@ -80,7 +76,9 @@ class Replies:
         payload = _ERROR.pack(error, len(message)) + message
         return self._chunk(request, ReplyType.ERROR, len(payload), done=True) + payload
 
-    def data_header(self, request: Request, offset: int, length: int, *, done: bool = True) -> bytes:
+    def data_header(
+        self, request: Request, offset: int, length: int, *, done: bool = True
+    ) -> bytes:
         """Return what precedes ``length`` bytes of data read from ``offset``."""
         if self._mode == Mode.SIMPLE:
             return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 0, request.cookie)
@@ -119,6 +117,64 @@ class Replies:
         return CHUNK.pack(STRUCTURED_REPLY_MAGIC, flags, kind, request.cookie, length)
 
 
+# The hot path's replies, packed into the buffer ``out`` at ``at``.
+
+
+def _simple_data(out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
+    SIMPLE_REPLY.pack_into(out, at, SIMPLE_REPLY_MAGIC, 0, cookie)
+
+
+def _structured_data(out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
+    DATA_CHUNK.pack_into(
+        out,
+        at,
+        STRUCTURED_REPLY_MAGIC,
+        REPLY_FLAG_DONE,
+        ReplyType.OFFSET_DATA,
+        cookie,
+        length + 8,
+        offset,
+    )
+
+
+def _extended_data(out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
+    EXTENDED_DATA_CHUNK.pack_into(
+        out,
+        at,
+        EXTENDED_REPLY_MAGIC,
+        REPLY_FLAG_DONE,
+        ReplyType.OFFSET_DATA,
+        cookie,
+        offset,
+        length + 8,
+        offset,
+    )
+
+
+def _simple_ok(out: bytearray, at: int, cookie: int, offset: int) -> None:
+    SIMPLE_REPLY.pack_into(out, at, SIMPLE_REPLY_MAGIC, 0, cookie)
+
+
+def _extended_ok(out: bytearray, at: int, cookie: int, offset: int) -> None:
+    EXTENDED_CHUNK.pack_into(
+        out, at, EXTENDED_REPLY_MAGIC, REPLY_FLAG_DONE, ReplyType.NONE, cookie, offset, 0
+    )
+
+
+#: By mode: size and packer of what precedes a read's data in a reply of one piece.
+DATA_PACKERS: Final = (
+    (SIMPLE_REPLY.size, _simple_data),
+    (DATA_CHUNK.size, _structured_data),
+    (EXTENDED_DATA_CHUNK.size, _extended_data),
+)
+#: By mode: size and packer of the reply of a request that succeeded and carries no payload.
+OK_PACKERS: Final = (
+    (SIMPLE_REPLY.size, _simple_ok),
+    (SIMPLE_REPLY.size, _simple_ok),
+    (EXTENDED_CHUNK.size, _extended_ok),
+)
+
+
 def parse_status_payload(payload: bytes | bytearray | memoryview) -> tuple[int, list[int]] | None:
     """Return (effect length, context ids) of a BLOCK_STATUS payload, None if it is malformed."""
     if len(payload) < 8 or len(payload) % 4:
@@ -146,6 +202,3 @@ class Chunk(NamedTuple):
     type: int
     done: bool
     payload: bytes
-
-
-WRITE_WITH_PAYLOAD: Final = CmdFlag.PAYLOAD_LEN

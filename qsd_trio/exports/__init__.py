@@ -1,0 +1,11 @@
+"""Block exports. The table below is the room's index."""
+
+from __future__ import annotations
+
+from qsd_trio.registry import export_types
+
+export_types.index(
+    {
+        "nbd": "qsd_trio.exports.nbd",
+    }
+)

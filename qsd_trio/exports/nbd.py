@@ -1,0 +1,180 @@
+"""The NBD export: a node under a name on the daemon's NBD server."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from qsd_trio.errors import QmpError
+from qsd_trio.exports.abc import Export, export_type
+from qsd_trio.protocol.nbd.constants import MAX_REQUEST, MAX_STRING, TransmissionFlag
+from qsd_trio.protocol.nbd.negotiation import ALLOCATION_DEPTH, BASE_ALLOCATION, ExportInfo
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator
+
+    from qsd_trio.block.backend import BlockBackend
+    from qsd_trio.daemon import Daemon
+    from qsd_trio.exports.nbd_server import NbdServer
+    from qsd_trio.exports.nbd_transmission import Transmission
+    from qsd_trio.protocol.nbd.negotiation import ExportChosen
+    from qsd_trio.untyped import Options
+
+#: Seconds that a stopping export waits for clients that do not read the replies they asked for.
+CLIENT_GRACE: Final = 5.0
+
+PREFERRED_BLOCK: Final = 4096
+
+
+def check_string(what: str, text: str) -> None:
+    """Raise QmpError if ``text`` is longer than an NBD string may be."""
+    if len(text.encode("utf-8", "surrogateescape")) > MAX_STRING:
+        raise QmpError(f"{what} '{text}' too long")
+
+
+@export_type("nbd")
+@final
+class NbdExport(Export):
+    """Serves the clients that chose its name. Their connections are tasks of the server."""
+
+    def __init__(
+        self, daemon: Daemon, server: NbdServer, backend: BlockBackend, options: Options
+    ) -> None:
+        self.id = options.id
+        self.backend = backend
+        self.name: str = options.name if options.name is not None else backend.node.node_name
+        self.description: str | None = options.description
+        self._daemon = daemon
+        self._server = server
+        self._writable = bool(options.writable)
+        self._writethrough = bool(options.writethrough)
+        self._allocation_depth = bool(options.allocation_depth)
+        self._clients: set[Transmission] = set()
+        self._stop = trio.Event()
+        self._idle = trio.Event()
+
+    @classmethod
+    def create(cls, daemon: Daemon, backend: BlockBackend, options: Options) -> NbdExport:
+        """Check the options (BlockExportOptionsNbd)."""
+        server = daemon.nbd_server
+        if server is None:
+            raise QmpError("NBD server not running")
+        export = cls(daemon, server, backend, options)
+        check_string("export name", export.name)
+        if export.description is not None:
+            check_string("description", export.description)
+        if export.name in server.exports:
+            raise QmpError(f"NBD server already has export named '{export.name}'")
+        for bitmap in options.bitmaps or ():
+            _find_bitmap(daemon, bitmap)
+        return export
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncGenerator[None]:
+        """Appear on the server; disappear and give the node back."""
+        self._server.exports[self.name] = self
+        try:
+            yield
+        finally:
+            self._withdraw()
+            with trio.CancelScope(shield=True):
+                await self.backend.aclose()
+
+    async def serve(self) -> None:
+        """Wait to be stopped, then for the clients' requests in flight."""
+        await self._stop.wait()
+        self._withdraw()
+        for client in self._clients:
+            client.stop()
+        with trio.move_on_after(CLIENT_GRACE):
+            await self._wait_idle()
+        for client in self._clients:
+            client.abort()
+        await self._wait_idle()
+
+    async def _wait_idle(self) -> None:
+        while self._clients:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def _withdraw(self) -> None:
+        if self._server.exports.get(self.name) is self:
+            del self._server.exports[self.name]
+
+    def request_stop(self) -> bool:
+        """Take no new clients, disconnect those there are once their requests are answered."""
+        self.shutting_down = True
+        self._stop.set()
+        return True
+
+    def gone(self) -> None:
+        """Tell the monitors."""
+        self._daemon.events.emit("BLOCK_EXPORT_DELETED", id=self.id)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether clients are in the transmission phase."""
+        return bool(self._clients)
+
+    # -- for the server ------------------------------------------------------------------------------
+
+    def info(self) -> ExportInfo:
+        """Return what a new client is told: the size is today's."""
+        flags = (
+            TransmissionFlag.HAS_FLAGS
+            | TransmissionFlag.SEND_FLUSH
+            | TransmissionFlag.SEND_FUA
+            | TransmissionFlag.SEND_CACHE
+        )
+        if self._writable:
+            flags |= (
+                TransmissionFlag.SEND_TRIM
+                | TransmissionFlag.SEND_WRITE_ZEROES
+                | TransmissionFlag.SEND_FAST_ZERO
+            )
+        else:
+            flags |= TransmissionFlag.READ_ONLY
+        if self._server.max_connections != 1:
+            flags |= TransmissionFlag.CAN_MULTI_CONN
+        limits = self.backend.limits()
+        contexts = (BASE_ALLOCATION, ALLOCATION_DEPTH)
+        return ExportInfo(
+            name=self.name,
+            size=self.backend.getlength(),
+            flags=flags,
+            description=self.description,
+            block_sizes=(
+                limits.request_alignment,
+                max(PREFERRED_BLOCK, limits.request_alignment),
+                min(limits.max_transfer, MAX_REQUEST),
+            ),
+            contexts=contexts if self._allocation_depth else contexts[:1],
+        )
+
+    async def serve_client(
+        self, sock: socket.socket, chosen: ExportChosen, received: bytes
+    ) -> None:
+        """Serve one client until it leaves or the export stops."""
+        from qsd_trio.exports.nbd_transmission import Transmission
+
+        client = Transmission(
+            sock, self.backend, chosen, writethrough=self._writethrough, received=received
+        )
+        self._clients.add(client)
+        try:
+            await client.run()
+        finally:
+            self._clients.discard(client)
+            self._idle.set()
+
+
+def _find_bitmap(daemon: Daemon, bitmap: Options) -> None:
+    # Nodes have no dirty bitmaps yet: whatever is named is not there.
+    if isinstance(bitmap, str):
+        raise QmpError(f"Bitmap '{bitmap}' is not found")
+    if bitmap.node not in daemon.graph.nodes:
+        raise QmpError(f"Node '{bitmap.node}' not found")
+    raise QmpError(f"Dirty bitmap '{bitmap.name}' not found")
