@@ -6,6 +6,7 @@ next to nothing, so that the fork happens in a small process. ``_serve`` does th
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -161,13 +162,11 @@ def _serve(
     import gc
 
     gc.disable()  # what is imported now stays: nothing to find
-    import logging
-
     import trio
 
     from qsd_trio.daemon import open_daemon_tables
 
-    logging.basicConfig(format=f"{program}: %(message)s", level=logging.WARNING)
+    console = _Console(program)
 
     async def run() -> int:
         status = 0
@@ -178,8 +177,8 @@ def _serve(
                     with trio.CancelScope() as starting:
                         watchers.start_soon(_watch, signals, daemon, starting.cancel)
                         try:
-                            await _second_pass(daemon, program, options)
-                            pidfile = _write_pidfile(program, pid_path)
+                            await _second_pass(daemon, console, options)
+                            pidfile = _write_pidfile(console, pid_path)
                         except _Exit as exc:
                             status = exc.status
                             daemon.request_quit()
@@ -206,7 +205,7 @@ async def _watch(
         daemon.request_quit()
 
 
-def _write_pidfile(program: str, path: str | None) -> PidFile | None:
+def _write_pidfile(console: _Console, path: str | None) -> PidFile | None:
     if path is None:
         return None
     from qsd_trio.host.pidfile import PidFile, PidFileError
@@ -214,29 +213,54 @@ def _write_pidfile(program: str, path: str | None) -> PidFile | None:
     try:
         return PidFile(path)
     except PidFileError as exc:
-        print(f"{program}: cannot create PID file: {exc}", file=sys.stderr)
+        console.fail(" cannot create PID file: ", exc)
         raise _Exit(1) from None
 
 
-async def _second_pass(daemon: Daemon, program: str, options: Sequence[Option]) -> None:
+@final
+class _Console:
+    """The terminal of the second pass; texts of the log get the option they belong to in front."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self._handler = logging.StreamHandler(sys.stderr)
+        self.name_option(None)
+        logging.getLogger().addHandler(self._handler)
+
+    def name_option(self, words: str | None) -> None:
+        """Begin with option ``words``; None: no option."""
+        place = f"{words}: " if words is not None else ""
+        text = f"{self._program}: {place}".replace("%", "%%")
+        self._handler.setFormatter(logging.Formatter(f"{text}%(message)s"))
+
+    def say(self, text: str) -> None:
+        print(text, end="", flush=True)
+
+    def warn(self, place: str, text: str) -> None:
+        print(f"{self._program}:{place}: warning: {text}", file=sys.stderr)
+
+    def fail(self, place: str, error: Exception) -> None:
+        """Print an error, and on the lines that follow its hints."""
+        print(f"{self._program}:{place}{error}", file=sys.stderr)
+        for hint in getattr(error, "__notes__", ()):
+            print(hint, file=sys.stderr)
+
+
+async def _second_pass(daemon: Daemon, console: _Console, options: Sequence[Option]) -> None:
     """Carry out ``options`` from left to right; _Exit at the first that fails, or asks for help."""
     from qsd_trio.errors import QmpError
     from qsd_trio.options import Help, LocatedError, carry_out
 
-    def warn(location: str, text: str) -> None:
-        print(f"{program}:{location}: warning: {text}", file=sys.stderr)
-
     for option in options:
         if option.name in ("daemonize", "pidfile"):
             continue
+        console.name_option(option.words)
         try:
-            await carry_out(daemon, option, warn)
+            await carry_out(daemon, option, console)
         except Help as exc:
-            print(exc)
-            raise _Exit(0) from None
+            console.say(str(exc))
+            raise _Exit(exc.status) from None
         except QmpError as exc:
-            location = "" if isinstance(exc, LocatedError) else f" {option.words}: "
-            print(f"{program}:{location}{exc}", file=sys.stderr)
-            for hint in getattr(exc, "__notes__", ()):
-                print(hint, file=sys.stderr)
+            console.fail("" if isinstance(exc, LocatedError) else f" {option.words}: ", exc)
             raise _Exit(1) from None
+    console.name_option(None)

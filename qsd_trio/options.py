@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, TypeAlias, final
+from typing import TYPE_CHECKING, NoReturn, Protocol, final
 
 from qsd_trio.errors import QmpError
 
@@ -13,13 +13,24 @@ if TYPE_CHECKING:
     from qsd_trio.getopt import Option
     from qsd_trio.untyped import Json, Options
 
-    #: Called with the place (after the program's name and a colon) and the text of a warning.
-    Warn: TypeAlias = Callable[[str, str], None]
+
+class Console(Protocol):
+    """Where texts go; only the program itself prints."""
+
+    def say(self, text: str) -> None:
+        """Print ``text``, with its line feeds, on stdout."""
+
+    def warn(self, place: str, text: str) -> None:
+        """Print a warning on stderr; ``place`` follows the program's name and a colon."""
 
 
 @final
 class Help(Exception):
-    """The option asked for a text, and for the end of the program."""
+    """The option asked for a text, and for the end of the program with ``status``."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 @final
@@ -27,12 +38,12 @@ class LocatedError(QmpError):
     """An error whose text begins with a place other than the option."""
 
 
-async def carry_out(daemon: Daemon, option: Option, warn: Warn) -> None:
+async def carry_out(daemon: Daemon, option: Option, console: Console) -> None:
     """Carry out one option; raises QmpError, or Help with what to print."""
-    await _ACTIONS[option.name](daemon, option, warn)
+    await _ACTIONS[option.name](daemon, option, console)
 
 
-async def _stray(daemon: Daemon, option: Option, warn: Warn) -> None:
+async def _stray(daemon: Daemon, option: Option, console: Console) -> None:
     raise QmpError("Unexpected argument")
 
 
@@ -58,35 +69,35 @@ def _typed(option: Option, type_name: str, implied_key: str | None) -> Options:
     return convert(getattr(qapi, type_name), value)
 
 
-async def _blockdev(daemon: Daemon, option: Option, warn: Warn) -> None:
+async def _blockdev(daemon: Daemon, option: Option, console: Console) -> None:
     await _run(daemon, "blockdev-add", _typed(option, "BlockdevOptions", "driver"))
 
 
-async def _chardev(daemon: Daemon, option: Option, warn: Warn) -> None:
-    from qsd_trio.commands.chardev import add_chardev, chardev_from_opts
-    from qsd_trio.qapi.qemuopts import parse_opts
+async def _chardev(daemon: Daemon, option: Option, console: Console) -> None:
+    from qsd_trio.commands.chardev import chardev_option
 
-    assert option.argument is not None
-    await add_chardev(daemon, *chardev_from_opts(parse_opts(option.argument, "backend")))
+    outcome = await chardev_option(daemon, option.argument)
+    if outcome.exit_status is not None:
+        raise Help(outcome.stdout, outcome.exit_status)
+    console.say(outcome.stdout)
 
 
-async def _export(daemon: Daemon, option: Option, warn: Warn) -> None:
+async def _export(daemon: Daemon, option: Option, console: Console) -> None:
     await _run(daemon, "block-export-add", _typed(option, "BlockExportOptions", "type"))
 
 
-async def _monitor(daemon: Daemon, option: Option, warn: Warn) -> None:
+async def _monitor(daemon: Daemon, option: Option, console: Console) -> None:
     from qsd_trio.monitor.service import add_monitor
 
     await add_monitor(daemon, _typed(option, "MonitorOptions", "chardev"))
 
 
-async def _nbd_server(daemon: Daemon, option: Option, warn: Warn) -> None:
-    from qsd_trio.commands.block_export import start_nbd_server
+async def _nbd_server(daemon: Daemon, option: Option, console: Console) -> None:
+    # Its options say the address in another way than the command's do.
+    await _run(daemon, "nbd-server-start", _typed(option, "NbdServerOptions", None))
 
-    await start_nbd_server(daemon, _typed(option, "NbdServerOptions", None))
 
-
-async def _object(daemon: Daemon, option: Option, warn: Warn) -> None:
+async def _object(daemon: Daemon, option: Option, console: Console) -> None:
     await _run(daemon, "object-add", _typed(option, "ObjectOptions", "qom-type"))
 
 
@@ -95,16 +106,16 @@ def _object_help(value: Json) -> NoReturn:
 
     type_name = value.get("qom-type")
     if type_name not in qom.TYPES or qom.is_interface(type_name):
-        raise Help("\n  ".join(["List of user creatable objects:", *qom.creatable()]))
+        raise Help("\n  ".join(["List of user creatable objects:", *qom.creatable()]) + "\n")
     settable = {
         name: property_
         for name, property_ in qom.properties(type_name).items()
         if property_.settable
     }
     if not settable:
-        raise Help(f"There are no options for {type_name}.")
+        raise Help(f"There are no options for {type_name}.\n")
     lines = sorted(f"{name}=<{property_.type}>" for name, property_ in settable.items())
-    raise Help("\n  ".join([f"{type_name} options:", *lines]))
+    raise Help("\n  ".join([f"{type_name} options:", *lines]) + "\n")
 
 
 def _read_lines(path: str) -> list[str]:
@@ -112,7 +123,7 @@ def _read_lines(path: str) -> list[str]:
         return file.read().splitlines()
 
 
-async def _trace(daemon: Daemon, option: Option, warn: Warn) -> None:
+async def _trace(daemon: Daemon, option: Option, console: Console) -> None:
     from qsd_trio import trace
     from qsd_trio.qapi.introspect import command_names
     from qsd_trio.qapi.qemuopts import parse_opts
@@ -124,7 +135,7 @@ async def _trace(daemon: Daemon, option: Option, warn: Warn) -> None:
             raise QmpError(f"Invalid parameter '{name}'")
     enable = opts.get("enable")
     if enable in ("help", "?") or opts.wants_help:
-        raise Help("\n".join(trace.names(command_names())))
+        raise Help("".join(f"{name}\n" for name in trace.names(command_names())))
     patterns = [(f" {option.words}", enable)] if enable is not None else []
     events = opts.get("events")
     if events is not None:
@@ -140,7 +151,7 @@ async def _trace(daemon: Daemon, option: Option, warn: Warn) -> None:
     for location, pattern in patterns:
         warning = trace.enable(pattern, command_names)
         if warning is not None:
-            warn(location, warning)
+            console.warn(location, warning)
     path = opts.get("file")
     if path is not None:
         try:
@@ -149,7 +160,7 @@ async def _trace(daemon: Daemon, option: Option, warn: Warn) -> None:
             raise QmpError(f"Error opening logfile {path}: {exc.strerror}") from None
 
 
-_ACTIONS: dict[str, Callable[[Daemon, Option, Warn], Awaitable[None]]] = {
+_ACTIONS: dict[str, Callable[[Daemon, Option, Console], Awaitable[None]]] = {
     "": _stray,
     "blockdev": _blockdev,
     "chardev": _chardev,

@@ -157,7 +157,7 @@ async def qom_list_types(daemon: Daemon, arg: QomListTypesArg) -> Json:
     """List types, those that are or implement ``implements``."""
     answers = []
     for name, type_ in qom.TYPES.items():
-        if arg.implements is not None and arg.implements not in qom.ancestry(name):
+        if arg.implements is not None and not qom.implements(name, arg.implements):
             continue
         if type_.abstract and not arg.abstract:
             continue

@@ -46,6 +46,9 @@ class EventLoop(UserCreatable):
         for name, value in given.items():
             self._check_range(name, value)
         self._values.update(given)
+
+    async def complete(self, table: ObjectTable) -> None:
+        """Check what the properties say together."""
         self._check_pool(self._values)
 
     @staticmethod
@@ -111,6 +114,7 @@ class MainLoop(EventLoop):
         """Refuse to be the second."""
         if any(isinstance(other, MainLoop) for other in table):
             raise QmpError("only one main-loop instance allowed")
+        await super().complete(table)
 
     @property
     def deletable(self) -> bool:

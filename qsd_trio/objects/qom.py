@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+
 @final
 class Property(NamedTuple):
     """A property's QOM type name, and whether clients may set and get it."""
@@ -176,6 +177,14 @@ def ancestry(name: str) -> Iterator[str]:
         for interface in TYPES[at].interfaces:
             yield from ancestry(interface)
         at = TYPES[at].parent
+
+
+def implements(name: str, other: str) -> bool:
+    """Return whether type ``name`` is or implements ``other``.
+
+    An interface that is reached in two ways is not found, as in the real daemon.
+    """
+    return list(ancestry(name)).count(other) == 1
 
 
 def is_interface(name: str) -> bool:

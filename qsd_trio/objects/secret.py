@@ -33,6 +33,8 @@ class SecretCommon(UserCreatable):
 
     def __init__(self, options: Options) -> None:
         self.id = options.id
+        if options.loaded is not None:
+            raise QmpError(f"Property '{self.qom_name}.loaded' is not writable")
         self._format = options.format.value if options.format is not None else "raw"
         self._keyid: str | None = options.keyid
         self._iv: str | None = options.iv

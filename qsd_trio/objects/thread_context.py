@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from qsd_trio.errors import QmpError, with_errno
 from qsd_trio.host.threads import SleepingThread, node_cpus
-from qsd_trio.objects.abc import UserCreatable, as_int, user_creatable_object
+from qsd_trio.objects.abc import UserCreatable, user_creatable_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,10 +68,13 @@ class ThreadContext(UserCreatable):
         """Set ``cpu-affinity`` or ``node-affinity``."""
         if not isinstance(value, list):
             raise QmpError(f"Invalid parameter type for '{name}', expected: array")
-        numbers = [as_int(f"{name}[{index}]", item) for index, item in enumerate(value)]
-        for index, number in enumerate(numbers):
-            if not 0 <= number < 1 << 16:
-                raise QmpError(f"Parameter '{name}[{index}]' expects uint16_t")
+        numbers: list[int] = []
+        for index, item in enumerate(value):
+            if not isinstance(item, int) or isinstance(item, bool):
+                raise QmpError(f"Parameter '{name}[{index}]' expects uint64")
+            if not 0 <= item < 1 << 16:
+                raise QmpError("Parameter 'null' expects uint16_t")  # the real text
+            numbers.append(item)
         if name == "cpu-affinity":
             self._set_cpus(numbers)
         else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from qsd_trio.errors import QmpError
 from qsd_trio.objects.abc import UserCreatable, as_int, user_creatable_object
-from qsd_trio.objects.throttle import DEFAULTS, MAX_LENGTH, Throttle
+from qsd_trio.objects.throttle import DEFAULTS, MAX_LENGTH, Throttle, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from qsd_trio.objects.abc import ObjectTable
     from qsd_trio.untyped import Json, Options
+
+
+UINT64_MAX = (1 << 64) - 1
 
 
 def _member(name: str) -> str:
@@ -38,9 +41,8 @@ class ThrottleGroup(UserCreatable):
             _check_old(name, value)
             limits[name] = value
         if options.limits is not None:
-            new = dict(_given(options.limits, ""))
-            _check_new(new)
-            limits.update(new)
+            limits.update(_checked(dict(_given(options.limits, ""))))
+            check(limits)
         return cls(options.id, limits)
 
     async def complete(self, table: ObjectTable) -> None:
@@ -65,8 +67,7 @@ class ThrottleGroup(UserCreatable):
         for member in value:
             if member not in DEFAULTS:
                 raise QmpError(f"Parameter 'limits.{member}' is unexpected")
-        _check_new(new)
-        self.throttle = Throttle({**self.throttle.limits, **new})
+        self.throttle = Throttle({**self.throttle.limits, **_checked(new)})
 
 
 def _given(options: Options, prefix: str) -> Iterator[tuple[str, int]]:
@@ -76,10 +77,13 @@ def _given(options: Options, prefix: str) -> Iterator[tuple[str, int]]:
             yield name, value
 
 
-def _check_new(limits: dict[str, int]) -> None:
+def _checked(limits: dict[str, int]) -> dict[str, int]:
     for name, value in limits.items():
-        if name.endswith("-length") and value > MAX_LENGTH:
-            raise QmpError(f"{name} value must be in the range [0, {MAX_LENGTH}]")
+        if name.endswith("-length"):
+            if value > MAX_LENGTH:
+                raise QmpError(f"{name} value must be in the range [0, {MAX_LENGTH}]")
+            limits[name] = value & UINT64_MAX  # a negative one is far too long
+    return limits
 
 
 def _check_old(name: str, value: int) -> None:
