@@ -273,15 +273,15 @@ class HostFile:
 
     def _sync_done(self, result: outcome.Outcome[None]) -> None:
         waiting, self._sync_running = self._sync_running, None
-        error = result.error if isinstance(result, outcome.Error) else None
-        if isinstance(error, OSError):
-            if not self.direct:
-                self._sync_error = error
-            for task in waiting or ():
-                trio.lowlevel.reschedule(task, outcome.Error(_copy(error)))
-        else:
-            for task in waiting or ():
-                trio.lowlevel.reschedule(task, result)
+        for task in waiting or ():
+            if not isinstance(result, outcome.Error):
+                trio.lowlevel.reschedule(task)
+            elif isinstance(result.error, OSError):
+                trio.lowlevel.reschedule(task, outcome.Error(_copy(result.error)))
+            else:
+                trio.lowlevel.reschedule(task, outcome.Error(result.error))
+        if isinstance(result, outcome.Error) and isinstance(result.error, OSError):
+            self._sync_error = None if self.direct else result.error
         if self._sync_waiting:
             self._start_sync()
         elif self._sync_idle is not None:

@@ -1,8 +1,8 @@
 """Worker threads for calls that may block: many calls to a hop.
 
 A hop to a thread and back costs as much as dozens of small reads. So calls queue up, and a thread that is
-awake takes one after the other, while what it has finished goes back to the loop in one piece. Waking more
-threads is the business of the threads: the loop wakes at most one, and only if none is awake.
+awake takes one after the other, while what it has finished goes back to the loop in one piece. As many threads are
+awake as calls are stuck, and one more.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ class WorkerPool:
         self._token = trio.lowlevel.current_trio_token()
         self._pending: deque[_Call] = deque()
         self._finished: deque[_Call] = deque()
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the next three
         self._awake = 0
+        self._busy = 0  # of those awake, how many are in a call
+        self._slow = 0  # and of those, in one that was said to be slow
+        self._begun = 0.0  # when the last call began
         self._delivery_due = False
         self._mean = 2 * BLOCKING  # seconds a call takes, moving; believed to block until seen
         self._turn_ends = 0.0
@@ -109,10 +112,13 @@ class WorkerPool:
         self.calls += 1
         self._pending.append(call)
         with self._lock:
-            if self._awake:
-                return call
-            self._awake = 1
-        self._wake_worker()
+            wake = self._awake == self._busy and self._awake < self._max_workers
+            if wake and self._awake:
+                wake = self._calls_block() or perf_counter() - self._begun > BLOCKING
+            if wake:
+                self._awake += 1
+        if wake:
+            self._wake_worker()
         return call
 
     def withdraw(self, call: _Call) -> bool:
@@ -152,11 +158,21 @@ class WorkerPool:
                         continue
                     self._awake -= 1
                     return
-            if pending:
-                self._consider_help(call)
+            slow = call.slow
             start = perf_counter()
+            with self._lock:
+                self._begun = start
+                self._busy += 1
+                self._slow += slow
+                help_wanted = bool(pending) and self._needs_help()
+                self._awake += help_wanted
+            if help_wanted:
+                self._wake_worker()
             call.result = outcome.capture(call.fn, *call.args)
-            if not call.slow:
+            with self._lock:
+                self._busy -= 1
+                self._slow -= slow
+            if not slow:
                 self._mean += (perf_counter() - start - self._mean) / 8
             self._finished.append(call)
             if not self._delivery_due:
@@ -166,15 +182,15 @@ class WorkerPool:
                 except trio.RunFinishedError:  # nobody is left to wait for results
                     pass
 
-    def _consider_help(self, call: _Call) -> None:
-        """Wake one more thread if what is pending would wait too long for this one."""
-        with self._lock:
-            blocks = call.slow or self._mean > BLOCKING
-            wanted = 1 if blocks else BACKLOG * self._awake
-            if self._awake >= self._max_workers or len(self._pending) < wanted:
-                return
-            self._awake += 1
-        self._wake_worker()
+    def _calls_block(self) -> bool:
+        return self._slow > 0 or self._mean > BLOCKING
+
+    def _needs_help(self) -> bool:
+        """Return whether what is pending should not wait for the threads that are awake."""
+        if self._busy < self._awake or self._awake >= self._max_workers:
+            return False
+        # One more in any case: a call that never blocked may be the first to.
+        return self._awake < 2 or self._calls_block() or len(self._pending) > BACKLOG * self._awake
 
     def _deliver(self) -> None:
         # Cleared before the queue is emptied: what finishes from here on asks for another delivery.
