@@ -36,6 +36,8 @@ class Chardev(Service):
     """
 
     backend_name: ClassVar[str]
+    #: Whether a monitor on it offers out-of-band execution, as the real daemon has it.
+    offers_oob: ClassVar[bool] = True
 
     def __init__(self, id_: str, options: Options) -> None:
         self.id = id_
@@ -72,6 +74,9 @@ class Chardev(Service):
             if self._current is not None:
                 self._current.closed.set()
 
+    #: The path of the terminal's other side, where the chardev is one.
+    pty: str | None = None
+
     @property
     def frontend_open(self) -> bool:
         """``frontend-open`` of query-chardev."""
@@ -105,8 +110,9 @@ class Chardev(Service):
             self._current = None
             await trio.aclose_forcefully(stream)
 
-    def send_break(self) -> None:  # most have no break to send, as in QEMU
-        """Send a break, where the device knows such a thing (serial, mux)."""
+    async def send_break(self) -> None:
+        """Send a break, where the device knows such a thing (serial)."""
+        await trio.lowlevel.checkpoint()
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
@@ -148,10 +154,10 @@ class Session(trio.abc.Stream):
         """Return what the peer sent; b"" if it will send no more."""
         try:
             return await self._stream.receive_some(max_bytes)
-        except OSError as exc:
-            if exc.errno == errno.EIO:  # a terminal whose other side was closed
-                return b""
-            raise trio.BrokenResourceError from exc
+        except trio.BrokenResourceError as exc:
+            if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EIO:
+                return b""  # a terminal whose other side was closed
+            raise
 
     async def aclose(self) -> None:
         """End the session."""
@@ -171,6 +177,9 @@ class ChardevOpener(Protocol):
     @property
     def chardevs(self) -> ServiceTable[Chardev]:
         """The other chardevs."""
+
+    def request_quit(self) -> None:
+        """Ask the daemon to end."""
 
 
 class SingleSessionChardev(Chardev):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -58,9 +59,8 @@ class LogFile:
     def _stamped(self, data: bytes | bytearray | memoryview) -> bytes:
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         prefix = os.fsencode(f"{stamp.removesuffix('+00:00')}Z ")
-        lines = bytes(data).splitlines(keepends=True)
         out = bytearray()
-        for line in lines:
+        for line in BytesIO(data):
             if self._at_line_start:
                 out += prefix
             out += line

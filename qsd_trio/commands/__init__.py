@@ -26,6 +26,16 @@ commands.index(
                 "nbd-server-stop",
                 "query-block-exports",
             ),
+            "chardev": (
+                "chardev-add",
+                "chardev-change",
+                "chardev-remove",
+                "chardev-send-break",
+                "query-chardev",
+                "query-chardev-backends",
+                "ringbuf-read",
+                "ringbuf-write",
+            ),
             "object": ("object-add", "object-del"),
             "qom": (
                 "qom-get",
