@@ -37,8 +37,6 @@ EVENTS: dict[str, str] = {
     "monitor_qmp_err_in_band": "%s",
     "monitor_qmp_respond": "mon %s resp: %s",
     "nbd_co_receive_request_decode_type": "Decoding type: handle = %d, type = %d (%s)",
-    "nbd_co_receive_request_payload_received": "Payload received: handle = %d, len = %d",
-    "nbd_co_send_simple_reply": "Send simple reply: handle = %d, error = %d (%s), len = %d",
     "nbd_handshake_timer_cb": "client took too long to negotiate",
     "nbd_negotiate_begin": "Beginning negotiation",
     "nbd_negotiate_success": "Negotiation succeeded",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
+from qsd_trio import trace
 from qsd_trio.block.abc import BlockStatus, ChildRole, ReqFlag, StatusFlag
 from qsd_trio.block.io import iov_size
 from qsd_trio.errors import os_error
@@ -25,6 +26,14 @@ ALLOCATED, DATA, ZERO, EOF = (
     StatusFlag.ZERO,
     StatusFlag.EOF,
 )
+
+
+# Of the slow path: what an export does on extents is its own to trace.
+_trace_read = trace.point("blk_co_preadv")
+_trace_write = trace.point("blk_co_pwritev")
+_trace_zeroes = trace.point("blk_co_pwrite_zeroes")
+_trace_discard = trace.point("blk_co_pdiscard")
+_trace_flush = trace.point("blk_co_flush")
 
 
 @final
@@ -108,26 +117,36 @@ class BlockBackend:
     async def preadv(self, offset: int, iov: Iov) -> None:
         """Fill ``iov`` from ``offset``."""
         async with self._request(offset, iov_size(iov)) as node:
+            if _trace_read.on:
+                _trace_read(self.name, node.node_name, offset, iov_size(iov), 0)
             await node.preadv(offset, iov)
 
     async def pwritev(self, offset: int, iov: Iov, flags: ReqFlag = ReqFlag.NONE) -> None:
         """Write ``iov`` at ``offset``."""
         async with self._request(offset, iov_size(iov)) as node:
+            if _trace_write.on:
+                _trace_write(self.name, node.node_name, offset, iov_size(iov), flags)
             await node.pwritev(offset, iov, flags)
 
     async def pwrite_zeroes(self, offset: int, length: int, flags: ReqFlag = ReqFlag.NONE) -> None:
         """Make the range read as zeroes."""
         async with self._request(offset, length) as node:
+            if _trace_zeroes.on:
+                _trace_zeroes(self.name, node.node_name, offset, length, flags)
             await node.pwrite_zeroes(offset, length, flags)
 
     async def pdiscard(self, offset: int, length: int) -> None:
         """Deallocate the range."""
         async with self._request(offset, length) as node:
+            if _trace_discard.on:
+                _trace_discard(self.name, node.node_name, offset, length)
             await node.pdiscard(offset, length)
 
     async def flush(self) -> None:
         """Put on stable storage what has been written."""
         async with self._request(0, 0) as node:
+            if _trace_flush.on:
+                _trace_flush(self.name, node.node_name)
             await node.flush()
 
     async def prefetch(self, offset: int, length: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 
 import trio
 
+from qsd_trio import trace
 from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.block.backend import BlockBackend
 from qsd_trio.block.io import Edge, Node, NodeFlags
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from qsd_trio.untyped import Json, Options
 
 log = logging.getLogger("qsd_trio.block")
+
+_trace_open = trace.point("bdrv_open_common")
+_trace_close = trace.point("bdrv_close")
+_trace_attach = trace.point("blk_root_attach")
+_trace_detach = trace.point("blk_root_detach")
 
 T = TypeVar("T")
 
@@ -177,9 +183,8 @@ class NodeOpener:
             raise QmpError(f"Could not open backing file: {exc}") from exc
 
     def _implicit_backing(self, filename: str, format_: str | None) -> Options:
-        from qsd_trio.qapi.converter import from_qmp
-
         from qsd_trio.qapi import BlockdevOptions
+        from qsd_trio.qapi.converter import from_qmp
 
         if format_ is None:
             # Guessing would let a guest that writes a header choose how the host opens its image.
@@ -284,6 +289,8 @@ class BlockGraph:
                 self.name_node(node)
             node.attach_driver(await driver_class.open(opener, options))
             self.name_node(node)
+            if _trace_open.on:
+                _trace_open(node.node_name, getattr(options, "filename", ""), 0, driver_name)
             await self.refresh_permissions([node])
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -344,6 +351,7 @@ class BlockGraph:
         if self.nodes.get(node.node_name) is node:
             del self.nodes[node.node_name]
         if node.is_open:
+            _trace_close(node.node_name)
             driver = node.driver
             try:
                 await node.flush()
@@ -441,6 +449,7 @@ class BlockGraph:
             raise
         backend = BlockBackend(self, edge, name)
         self.backends.append(backend)
+        _trace_attach("root", name, node.node_name)
         return backend
 
     async def close_backend(self, backend: BlockBackend) -> None:
@@ -451,6 +460,7 @@ class BlockGraph:
 
     async def _release(self, backend: BlockBackend) -> None:
         self.backends.remove(backend)
+        _trace_detach("root", backend.name, backend.node.node_name)
         backend.detached()
         if backend.node.is_open:
             try:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import qsd_trio.exports  # noqa: F401  # the index of export types
+from qsd_trio import trace
 from qsd_trio.block.abc import Perm
 from qsd_trio.commands.abc import command
 from qsd_trio.errors import QmpError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from qsd_trio.daemon import Daemon
     from qsd_trio.exports.abc import Export
     from qsd_trio.untyped import Json, Options
+
+_trace_add = trace.point("export_add")
 
 _WELL_FORMED_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
@@ -45,6 +48,8 @@ async def block_export_add(daemon: Daemon, arg: Options) -> None:
     except BaseException:
         await backend.aclose()
         raise
+    _trace_add(arg.id, arg.type.value, arg.node_name)
+    _trace_add(arg.id, arg.type.value, arg.node_name)
     await daemon.exports.start(export)
 
 

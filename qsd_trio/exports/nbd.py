@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from qsd_trio import trace
 from qsd_trio.errors import QmpError
 from qsd_trio.exports.abc import Export, export_type
 from qsd_trio.protocol.nbd.constants import MAX_REQUEST, MAX_STRING, TransmissionFlag
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 CLIENT_GRACE: Final = 5.0
 
 PREFERRED_BLOCK: Final = 4096
+
+
+_trace_deleted = trace.point("export_deleted")
 
 
 def check_string(what: str, text: str) -> None:
@@ -112,6 +116,7 @@ class NbdExport(Export):
 
     def gone(self) -> None:
         """Tell the monitors."""
+        _trace_deleted(self.id)
         self._daemon.events.emit("BLOCK_EXPORT_DELETED", id=self.id)
 
     @property

@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from qsd_trio import trace
 from qsd_trio.protocol.nbd.constants import (
     COMMAND_NAMES,
     MAX_REQUEST,
@@ -49,6 +50,21 @@ class Refusal(NamedTuple):
 
     error: int
     text: str
+
+
+_trace_request = trace.point("nbd_receive_request")
+_trace_decode = trace.point("nbd_co_receive_request_decode_type")
+
+
+def tracing() -> bool:
+    """Return whether ``trace_request`` has anything to do."""
+    return _trace_request.on or _trace_decode.on
+
+
+def trace_request(magic: int, flags: int, kind: int, cookie: int, offset: int, length: int) -> None:
+    """Trace a request that has arrived."""
+    _trace_request(magic, flags, kind, offset, length)
+    _trace_decode(cookie, kind, COMMAND_NAMES.get(kind, "unknown"))
 
 
 def failure(kind: int, error: OSError) -> Refusal:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from qsd_trio import trace
 from qsd_trio.errors import RemoteProtocolError
 from qsd_trio.protocol.nbd.negotiation import Aborted, ExportChosen, ServerNegotiation, StartTls
 from qsd_trio.services import Service, run_isolated
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from qsd_trio.untyped import Options
 
 log = logging.getLogger("qsd_trio.exports.nbd")
+
+_trace_begin = trace.point("nbd_negotiate_begin")
+_trace_success = trace.point("nbd_negotiate_success")
+_trace_timeout = trace.point("nbd_handshake_timer_cb")
 
 #: Clients that may haggle at the same time. They do not count as connections: a hundred that say nothing
 #: would keep everybody out for the whole handshake limit. Beyond this number the oldest has to go.
@@ -123,6 +128,7 @@ class NbdServer(Service):
         try:
             with sock:
                 _tune(sock)
+                _trace_begin()
                 negotiation = ServerNegotiation(self)
                 scope = trio.CancelScope(deadline=trio.current_time() + self._handshake_limit)
                 self._negotiating[scope] = None
@@ -132,9 +138,11 @@ class NbdServer(Service):
                 finally:
                     del self._negotiating[scope]
                 if scope.cancelled_caught:
+                    _trace_timeout()
                     if negotiation.heard:
                         log.warning("NBD client took too long to negotiate")
                 elif chosen is not None:
+                    _trace_success()
                     await self._transmit(sock, chosen, negotiation)
         except RemoteProtocolError as exc:
             log.warning("NBD client dropped: %s", exc)

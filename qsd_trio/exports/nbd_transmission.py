@@ -21,7 +21,15 @@ import trio
 
 from qsd_trio.block.abc import ReqFlag, StatusFlag
 from qsd_trio.errors import RemoteProtocolError
-from qsd_trio.exports.nbd_requests import Refusal, Rules, failure, segments, too_long
+from qsd_trio.exports.nbd_requests import (
+    Refusal,
+    Rules,
+    failure,
+    segments,
+    too_long,
+    trace_request,
+    tracing,
+)
 from qsd_trio.exports.nbd_status import collect
 from qsd_trio.protocol.nbd.constants import (
     EXTENDED_REQUEST_MAGIC,
@@ -226,6 +234,7 @@ class Transmission:
         data_header, pack_data = DATA_PACKERS[mode]
         ok_size, pack_ok = OK_PACKERS[mode]
         reason = _MORE
+        traced = tracing()
         served = 0
         while end - start >= header_size:
             magic, flags, kind, cookie, offset, length = unpack(buffer, start)
@@ -254,6 +263,8 @@ class Transmission:
                         else:
                             done = _read_extents_now(extents, arena_view[data:stop])
                         if done:
+                            if traced:
+                                trace_request(magic, flags, kind, cookie, offset, length)
                             pack_data(arena, used, cookie, offset, length)
                             used = stop
                             start += header_size
@@ -274,10 +285,14 @@ class Transmission:
                         except OSError:
                             done = False  # as above
                         if done:
+                            if traced:
+                                trace_request(magic, flags, kind, cookie, offset, length)
                             pack_ok(arena, used, cookie, offset)
                             used += ok_size
                             start = stop
                             continue
+            if traced:
+                trace_request(magic, flags, kind, cookie, offset, length)
             self._request = Request(flags, kind, cookie, offset, length)
             start += header_size
             reason = _REQUEST

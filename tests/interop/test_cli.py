@@ -142,7 +142,28 @@ SECOND_PASS = [
     ["--object", "thread-context,id=a,cpu-affinity.0=0,node-affinity.0=0"],
     *(
         ["--object", f"{name},help"]
-        for name in ["authz-list", "authz-list-file", "authz-listfile", "authz-simple", "iothread", "main-loop", "pr-manager-helper", "secret", "secret_keyring", "thread-context", "throttle-group", "tls-cipher-suites", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "container", "chardev-socket", "object", "user-creatable", "nope"]
+        for name in [
+            "authz-list",
+            "authz-list-file",
+            "authz-listfile",
+            "authz-simple",
+            "iothread",
+            "main-loop",
+            "pr-manager-helper",
+            "secret",
+            "secret_keyring",
+            "thread-context",
+            "throttle-group",
+            "tls-cipher-suites",
+            "tls-creds-anon",
+            "tls-creds-psk",
+            "tls-creds-x509",
+            "container",
+            "chardev-socket",
+            "object",
+            "user-creatable",
+            "nope",
+        ]
     ),
     ["--object", "help", "--blockdev", "nope"],
     ["--blockdev", "nope", "--object", "help"],
