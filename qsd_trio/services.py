@@ -167,12 +167,18 @@ class ServiceTable(Generic[S]):
 
 async def run_isolated(
     name: str, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts
-) -> None:
-    """Run ``function(*args)``, a task for one client of a service: a bug in it ends that client alone."""
+) -> Exception | None:
+    """Run ``function(*args)``, a task for one client of a service: a bug in it ends that client alone.
+
+    Logs and returns the exception, if any.
+    """
+    crash: Exception | None = None
     try:
         await function(*args)
-    except* Exception:
+    except* Exception as group:
         log.exception("%s crashed", name)
+        crash = group if len(group.exceptions) > 1 else group.exceptions[0]
+    return crash
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from qsd_trio.errors import QmpError
 from qsd_trio.protocol.qmp.lexer import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from qsd_trio.protocol.qmp.lexer import Token
+    from qsd_trio.untyped import Json
 
 MAX_TOKEN_COUNT: Final = 2 << 20  # QEMU's: bounds the memory a value of tiny tokens takes
 MAX_NESTING: Final = 1024  # QEMU's: its parser recurses
@@ -63,19 +64,19 @@ class JsonStream:
         self._braces = 0
         self._brackets = 0
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes) -> Iterator[Json]:
         """Yield each value, or ``JsonError`` object, that ``data`` completes."""
         for token in self._lexer.feed(data):
             yield from self._add(token)
 
-    def flush(self) -> Iterator[Any]:
+    def flush(self) -> Iterator[Json]:
         """Yield what the end of the input completes: a number, a keyword or an error."""
         for token in self._lexer.flush():
             yield from self._add(token)
         if self._tokens:
             yield self._parse()
 
-    def _add(self, token: Token) -> Iterator[Any]:
+    def _add(self, token: Token) -> Iterator[Json]:
         kind, text = token
         if kind == "{":
             self._braces += 1
@@ -117,7 +118,7 @@ class JsonStream:
             return exc
 
 
-def parse_json(text: str) -> Any:  # noqa: ANN401  # JSON is any
+def parse_json(text: str) -> Json:
     """Return the one JSON value in ``text``, as for options of the command line.
 
     Raises JsonError with QEMU's text.
@@ -137,13 +138,13 @@ def parse_json(text: str) -> Any:  # noqa: ANN401  # JSON is any
     return found[0]
 
 
-def parse_tokens(tokens: Sequence[Token]) -> Any:  # noqa: ANN401  # JSON is any
+def parse_tokens(tokens: Sequence[Token]) -> Json:
     """Return the value that ``tokens`` begin with; raise JsonError at the first that does not fit.
 
     Written with its own stack: the nesting allowed is deeper than Python's.
     """
     position = 0
-    containers: list[dict[str, Any] | list[Any]] = []
+    containers: list[dict[str, Json] | list[Json]] = []
     keys: list[str | None] = []  # per container: the key whose value is awaited
 
     def take() -> Token:
@@ -155,7 +156,7 @@ def parse_tokens(tokens: Sequence[Token]) -> Any:  # noqa: ANN401  # JSON is any
 
     while True:
         kind, text = take()
-        value: Any
+        value: Json
         if kind == "{" or kind == "[":
             containers.append({} if kind == "{" else [])
             keys.append(None)

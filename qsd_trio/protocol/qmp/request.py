@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import attrs
 
@@ -12,6 +12,8 @@ from qsd_trio.protocol.qmp.serialise import members_in_order
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from qsd_trio.untyped import Json
+
 
 @final
 @attrs.frozen
@@ -19,7 +21,7 @@ class Request:
     """A well-formed request; ``arguments`` is ``{}`` where the client gave none."""
 
     command: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Json]
     oob: bool = False
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qsd_trio.protocol.qmp.unicode import NONCHARACTER, REPLACEMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from qsd_trio.untyped import Json
 
 _ESCAPED = re.compile(r'[^ -~]|["\\]')
 _SHORT = {
@@ -46,7 +48,9 @@ def _bucket(key: str) -> int:
 
 def members_in_order(keys: Iterable[str]) -> list[str]:
     """Return ``keys``, given in order of insertion, in the order QEMU lists them."""
-    return sorted(reversed(list(keys)), key=_bucket)
+    order = list(keys)
+    order.reverse()  # the last of a list comes first, and sorting keeps that
+    return sorted(order, key=_bucket)
 
 
 def _scalar(value: object) -> str:
@@ -65,15 +69,15 @@ def _scalar(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def dump_json(value: Any, *, pretty: bool = False) -> str:  # noqa: ANN401  # JSON is any
+def dump_json(value: Json, *, pretty: bool = False) -> str:
     """Return ``value`` as JSON text, compact or with four blanks of indentation a level.
 
     Raises TypeError for what is not dict, list, tuple, str, int, float, bool or None. Written with its own
     stack: an ``id`` to be echoed may be nested deeper than Python recurses.
     """
     out: list[str] = []
-    stack: list[tuple[Iterator[tuple[str, Any]], str]] = []
-    rest: Iterator[tuple[str, Any]] = iter((("", value),))
+    stack: list[tuple[Iterator[tuple[str, Json]], str]] = []
+    rest: Iterator[tuple[str, Json]] = iter((("", value),))
     closing = ""
     first = True
     while True:

@@ -1,0 +1,5 @@
+"""The jobs. This file is the room's index: which module holds which type of job."""
+
+from qsd_trio.registry import job_types
+
+job_types.index({"create": f"{__name__}.create"})
