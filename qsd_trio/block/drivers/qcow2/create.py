@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -18,6 +18,10 @@ from qsd_trio.errors import QmpError, with_errno
 if TYPE_CHECKING:
     from qsd_trio.block.abc import Child, CreateOpener
     from qsd_trio.untyped import Options
+
+
+#: The longest image of QEMU: a multiple of its largest alignment that 63 bits can hold.
+MAX_LENGTH: Final = (1 << 63) - (1 << 30)
 
 
 @create_driver("qcow2")
@@ -88,7 +92,9 @@ def plan(options: Options) -> tuple[Header, str]:
             "Non-zlib compression type is only supported with compatibility level 1.1 and above"
             " (use version=v3 or greater)"
         )
-    if options.data_file is not None or options.data_file_raw:
+    if options.data_file_raw and options.data_file is None:
+        raise QmpError("data-file-raw requires data-file")
+    if options.data_file is not None:
         raise QmpError("qcow2 images with an external data file are not supported yet")
     if extended:
         raise QmpError("qcow2 images with extended L2 entries are not supported yet")
@@ -113,7 +119,11 @@ def plan(options: Options) -> tuple[Header, str]:
 
 async def write_image(file: Child, header: Header, size: int, prealloc: str) -> None:
     """Write an empty image of ``size`` bytes: header, refcount table, refcount block, L1 table."""
-    start = header.to_bytes()
+    try:
+        start = header.to_bytes()
+    except OSError as exc:
+        name = f"'{header.backing_file}' with format '{header.backing_format or '(null)'}'"
+        raise with_errno(f"Could not assign backing file {name}", exc) from exc
     await file.truncate(0)
     cluster_size = header.cluster_size
     await file.pwritev(0, [memoryview(start + bytes(cluster_size - len(start)))])
@@ -125,6 +135,13 @@ async def write_image(file: Child, header: Header, size: int, prealloc: str) -> 
     await file.pwritev(2 * cluster_size, [memoryview(data)])
     metadata = await Metadata.load(file, attrs.evolve(header))
     image = Image(file=file, metadata=metadata, size=0, version=header.version)
-    await resize.truncate(image, size, prealloc, ReqFlag.NONE)
+    try:
+        if size >= 1 << 63:
+            raise QmpError("Image size cannot be negative")
+        if size > MAX_LENGTH:
+            raise QmpError(f"offset({size}) exceeds maximum({MAX_LENGTH})")
+        await resize.truncate(image, size, prealloc, ReqFlag.NONE)
+    except QmpError as exc:
+        raise QmpError(f"Could not resize image: {exc}") from exc
     await metadata.write_back()
     await file.flush()

@@ -95,7 +95,7 @@ class Qcow2(FormatDriver):
         return driver
 
     @property
-    def backing(self) -> Child | None:  # type: ignore[override]  # the image needs it at hand
+    def backing(self) -> Child | None:
         """The backing child."""
         return self.image.backing
 

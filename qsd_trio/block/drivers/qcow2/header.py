@@ -5,13 +5,14 @@ Source: qcow2 specification, sections "Header" and "Header extensions". Error te
 
 from __future__ import annotations
 
+import errno
 import struct
 from typing import TYPE_CHECKING, Final, final
 
 import attrs
 
 from qsd_trio.block.drivers.qcow2 import layout as lay
-from qsd_trio.errors import QmpError
+from qsd_trio.errors import QmpError, os_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,8 @@ EXT_DATA_FILE: Final = 0x44415441
 
 MAX_BACKING_NAME: Final = 1023
 _FEATURE_SIZE: Final = 48
+#: QEMU leaves the feature names out where they would take up much of the cluster.
+MIN_FEATURE_TABLE_CLUSTER: Final = 8192
 
 #: The feature names QEMU 7.2 writes: (type, bit, name).
 FEATURES: Final = (
@@ -93,7 +96,7 @@ class Header:
     def to_bytes(self) -> bytes:
         """Return the header cluster, up to the end of the backing file's name.
 
-        Raises QmpError if it does not fit into the first cluster.
+        Raises OSError (ENOSPC, EINVAL) if it does not fit into the first cluster.
         """
         backing = self.backing_file.encode("utf-8", "surrogateescape") if self.backing_file else b""
         fields = b""
@@ -113,14 +116,16 @@ class Header:
         for kind, data in self.extensions:
             if kind != EXT_FEATURE_TABLE:
                 out += _extension(kind, data)
-        if self.version >= 3:
+        if self.version >= 3 and self.cluster_size >= MIN_FEATURE_TABLE_CLUSTER:
             table = b"".join(struct.pack(">BB46s", *feature) for feature in FEATURES)
             out += _extension(EXT_FEATURE_TABLE, table)
         out += _extension(EXT_END, b"")
         start = V2_SIZE + len(fields)
         backing_offset = start + len(out) if backing else 0
+        if len(backing) > MAX_BACKING_NAME:
+            raise os_error(errno.EINVAL)
         if start + len(out) + len(backing) > self.cluster_size:
-            raise QmpError("Header with its backing file name does not fit into a cluster")
+            raise os_error(errno.ENOSPC)
         return (
             V2.pack(
                 lay.MAGIC,

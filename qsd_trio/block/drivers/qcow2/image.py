@@ -83,6 +83,7 @@ class Image:
     #: COPIED and ``odd``: such bits of an entry equal COPIED if it may be written in place.
     in_place: int = attrs.field(init=False)
     _tables: dict[int, array[int]] = attrs.field(init=False)
+    _locations: dict[int, str] = attrs.field(init=False)
     _inflated: dict[int, bytes] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -94,6 +95,7 @@ class Image:
         self.odd = COMPRESSED | ZERO | (OFFSET_MASK & self.mask)
         self.in_place = COPIED | self.odd
         self._tables = self.metadata.l2
+        self._locations = self.metadata.locations
 
     # -- the fast path -------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ class Image:
                 entry = table[offset >> self.cluster_bits & self.l2_mask]
                 if entry & self.in_place == COPIED:
                     host = entry & OFFSET_MASK
-                    if host not in self.metadata.locations:
+                    if host not in self._locations:
                         return self.file.map_write(host + within, length)
                     return None
         elif self.conflict(offset, offset + length) is not None:
@@ -245,7 +247,7 @@ class Image:
         partial = []
         if new == 0 and offset & self.mask:
             partial.append(0)
-        if new + count == len(entries) and end & self.mask and end != self.size:
+        if new + count == len(entries) and end & self.mask:
             partial.append(len(entries) - 1)
         fresh = cluster >= self.metadata.refcounts.fresh_from
         if partial and not fresh:
@@ -281,7 +283,7 @@ class Image:
         Adjacent clusters of a kind are one run; of data if they are adjacent on the host as well. A
         compressed one comes alone, with its entry in place of the offset. ``stop`` is in the same table.
         """
-        bits, mask = self.cluster_bits, self.mask
+        bits = self.cluster_bits
         number = offset >> bits
         at = number & self.l2_mask
         entry = table[at]
@@ -290,18 +292,23 @@ class Image:
             return kind, entry, min(stop, (number + 1) << bits) - offset
         self._check_entry(entry, offset)
         host = entry & OFFSET_MASK
-        adjacent = kind is Kind.DATA or kind is Kind.ZERO_ALLOCATED
-        last = (stop - 1) >> bits
-        expected = host
-        while number < last:
-            number += 1
-            at += 1
-            entry = table[at]
-            expected += self.cluster_size
-            if self.kind(entry) is not kind or (adjacent and entry & OFFSET_MASK != expected):
-                number -= 1
-                break
-        return kind, host + (offset & mask), min(stop, (number + 1) << bits) - offset
+        last = at + ((stop - 1) >> bits) - number
+        run = 1
+        if last > at:
+            others = table[at + 1 : last + 1]
+            if not entry:
+                rest = others.tobytes()
+                run += (len(rest) - len(rest.lstrip(b"\0"))) // 8
+            else:
+                mask = OFFSET_MASK | COMPRESSED | ZERO
+                want = entry & mask
+                step = self.cluster_size if host else 0
+                for other in others:
+                    want += step
+                    if other & mask != want:
+                        break
+                    run += 1
+        return kind, host + (offset & self.mask), min(stop, (number + run) << bits) - offset
 
     def _check_entry(self, entry: int, offset: int) -> None:
         if not entry & self.odd:

@@ -118,21 +118,18 @@ class Refcounts:
             if last > span[1]:
                 span[1] = last
 
-    def _create_block(self, number: int) -> None:
-        """Make the block of a range where everything is free; it lies in its own first cluster."""
-        cluster = number << self.bits
-        offset = cluster << self.cluster_bits
-        if offset + (1 << (self.bits + self.cluster_bits)) > MAX_HOST_OFFSET:
-            raise os_error(errno.EFBIG)
+    def _create_block(self, number: int, cluster: int) -> None:
+        """Make the block of a range where everything is free, at a host cluster not yet counted."""
         self._check_not_metadata(cluster, 1)
-        block = parse_refblock(bytes(self.cluster_size), self.order)
-        block.put(0, 1)
-        self.blocks[number] = block
+        offset = cluster << self.cluster_bits
+        self.blocks[number] = parse_refblock(bytes(self.cluster_size), self.order)
         self.mark(number, 0, self.mask)
         self.table[number] = offset
         self.dirty_table.add(number)
         self.locations[offset] = REFBLOCK
-        self.fresh_from = max(self.fresh_from, cluster + 1)
+
+    def _is_missing(self, number: int) -> bool:
+        return not self.table[number] & REFTABLE_OFFSET_MASK
 
     def _check_not_metadata(self, cluster: int, count: int) -> None:
         """Raise CorruptImageError if clusters that are counted as free hold metadata."""
@@ -165,9 +162,12 @@ class Refcounts:
 
     def take_nowait(self, cluster: int, count: int) -> None:
         """Set the refcount of free clusters, all of one cached block, to 1."""
+        self._check_not_metadata(cluster, count)
+        self._take(cluster, count)
+
+    def _take(self, cluster: int, count: int) -> None:
         number = cluster >> self.bits
         first = cluster & self.mask
-        self._check_not_metadata(cluster, count)
         self.blocks[number].put_run(first, count, 1)
         self.mark(number, first, first + count - 1)
         if cluster == self.free_index:
@@ -182,9 +182,17 @@ class Refcounts:
 
     async def _provide(self, number: int) -> None:
         if number >= len(self.table):
+            self._check_end(number + 1)
             await self._grow_table(number + 1)
-        if await self.block(number) is None and not self.table[number] & REFTABLE_OFFSET_MASK:
-            self._create_block(number)
+        if await self.block(number) is None and self._is_missing(number):
+            self._check_end(number + 1)
+            cluster = number << self.bits
+            self._create_block(number, cluster)
+            self._take(cluster, 1)
+
+    def _check_end(self, blocks: int) -> None:
+        if blocks << (self.bits + self.cluster_bits) > MAX_HOST_OFFSET:
+            raise os_error(errno.EFBIG)
 
     async def allocate(self, wanted: int) -> tuple[int, int]:
         """Take 1 to ``wanted`` adjacent clusters; return (first, count)."""
@@ -197,45 +205,66 @@ class Refcounts:
 
     async def allocate_run(self, count: int) -> int:
         """Take exactly ``count`` adjacent clusters; return the first."""
+        wanted = count
         while True:
-            start = await self._find_run(count)
+            start = await self._find_run(wanted)
             # Nothing awaits from here on, but much may have happened since the run was found.
-            if self._run_is_free(start, count):
+            numbers = range(start >> self.bits, ((start + wanted - 1) >> self.bits) + 1)
+            missing = [number for number in numbers if self._is_missing(number)]
+            if count + len(missing) > wanted:
+                wanted = count + len(missing)  # the blocks go behind the run, and are counted too
+            elif self._run_is_free(start, wanted):
                 break
-        index = start
-        while index < start + count:
-            part = min(start + count - index, self.mask + 1 - (index & self.mask))
-            self.take_nowait(index, part)
-            index += part
+        for turn, number in enumerate(missing):
+            self._create_block(number, start + count + turn)
+        self._take_run(start + count, len(missing))
+        self._check_not_metadata(start, count)
+        self._take_run(start, count)
         return start
 
+    def _take_run(self, start: int, count: int) -> None:
+        end = start + count
+        while start < end:
+            part = min(end - start, self.mask + 1 - (start & self.mask))
+            self._take(start, part)
+            start += part
+
     async def _find_run(self, count: int) -> int:
+        """Return the start of a free run; blocks that do not exist count as free."""
         await self.prepare()
         index = start = self.free_index
         while True:
             number = index >> self.bits
-            if number not in self.blocks:
-                await self._provide(number)
+            if number >= len(self.table):
+                needed = ((start + count) >> self.bits) + 2
+                self._check_end(needed)
+                await self._grow_table(needed)
                 continue
-            block = self.blocks[number]
+            block = await self.block(number)
             at = index & self.mask
             want = min(count - (index - start), self.mask + 1 - at)
-            free = block.zero_run(at, want)
+            if block is None and not self._is_missing(number):
+                continue
+            free = want if block is None else block.zero_run(at, want)
             index += free
             if index - start == count:
                 return start
-            if free < want:
+            if block is not None and free < want:
                 at = block.find_zero(index & self.mask)
                 index = (index | self.mask) + 1 if at < 0 else (index & ~self.mask) + at
                 start = index
 
     def _run_is_free(self, start: int, count: int) -> bool:
-        index = start
-        while index < start + count:
-            block = self.blocks.get(index >> self.bits)
+        index, end = start, start + count
+        while index < end:
+            number = index >> self.bits
             at = index & self.mask
-            part = min(start + count - index, self.mask + 1 - at)
-            if block is None or block.zero_run(at, part) < part:
+            part = min(end - index, self.mask + 1 - at)
+            block = self.blocks.get(number)
+            if block is None:
+                if not self._is_missing(number):
+                    return False
+            elif block.zero_run(at, part) < part:
                 return False
             index += part
         return True
