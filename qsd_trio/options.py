@@ -48,9 +48,9 @@ async def _stray(daemon: Daemon, option: Option, console: Console) -> None:
 
 
 async def _run(daemon: Daemon, name: str, arguments: Options) -> None:
-    from qsd_trio.registry import commands
+    from qsd_trio.monitor.dispatcher import run_typed
 
-    await commands[name].function(daemon, arguments)
+    await run_typed(daemon, name, arguments)
 
 
 def _typed(option: Option, type_name: str, implied_key: str | None) -> Options:
