@@ -28,6 +28,14 @@ class Daemonized:
         os.close(self._pipe)
 
 
+_done = False
+
+
+def is_daemonized() -> bool:
+    """Return whether this process has gone, or is about to go, into the background."""
+    return _done
+
+
 def daemonize() -> Daemonized:
     """Fork twice; return in the daemon, which leads no session and so gets no terminal.
 
@@ -48,4 +56,6 @@ def daemonize() -> Daemonized:
     if os.fork():
         os._exit(0)
     os.umask(0o027)
+    global _done  # of the process, as the terminal is
+    _done = True
     return Daemonized(write_end)
