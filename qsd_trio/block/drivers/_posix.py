@@ -18,7 +18,7 @@ from qsd_trio.block.abc import (
     StatusFlag,
 )
 from qsd_trio.errors import QmpError, os_error, with_errno
-from qsd_trio.host import libc
+from qsd_trio.host import blockdev, libc
 from qsd_trio.host.files import HostFile
 from qsd_trio.host.inline import InlinePolicy
 from qsd_trio.host.locks import ImageLocks, LockConflictError, supported
@@ -73,6 +73,8 @@ class PosixDriver(ProtocolDriver):
         self._locking = _value(options.locking)
         self._locks = ImageLocks() if self._locking != "off" and supported() else None
         self._follow_writers = False  # auto-read-only: open for writing only while someone writes
+        # Block devices zero and discard whole blocks; file systems find out what they can.
+        self._unit = blockdev.sector_size(file.fd) if file.is_block else 1
         self._can_punch = True
         self._can_zero_range = True
         self._seek_policy = InlinePolicy()
@@ -129,6 +131,8 @@ class PosixDriver(ProtocolDriver):
         return Limits(
             request_alignment=offset,
             memory_alignment=memory,
+            pwrite_zeroes_alignment=self._unit,
+            pdiscard_alignment=self._unit,
             write_flags=ReqFlag.FUA,
             zero_flags=ReqFlag.MAY_UNMAP | ReqFlag.NO_FALLBACK,
             can_write_zeroes=not self._file.is_char,

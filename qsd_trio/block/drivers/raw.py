@@ -144,7 +144,11 @@ class Raw(FormatDriver):
         await self.file.flush()
 
     async def block_status(self, offset: int, length: int, *, want_zero: bool) -> BlockStatus:
-        """Point at the child."""
+        """Point at the child; a last sector that it does not fill reads as zeroes."""
+        inside = self.file.getlength() - offset - self._offset
+        if inside <= 0:
+            return BlockStatus(StatusFlag.ZERO | StatusFlag.ALLOCATED, length)
+        length = min(length, inside)
         return BlockStatus(_RAW, length, self.file.node, offset + self._offset)
 
     async def truncate(self, size: int, *, exact: bool, prealloc: str, flags: ReqFlag) -> None:
