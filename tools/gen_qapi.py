@@ -63,7 +63,7 @@ def package_texts(folder: Path, package: Path) -> dict[Path, str]:
     """Return what the generated files of qsd_trio/qapi should hold."""
     types = collect(build_schema(folder, overlay=True))
     return {
-        package / "_tables.py": _formatted(emit_tables(types), "_tables.py"),
+        package / "_tables.json": emit_tables(types),
         package / "__init__.pyi": _formatted(emit_stub(types), "__init__.pyi"),
     }
 

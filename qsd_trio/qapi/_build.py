@@ -49,9 +49,8 @@ def make(name: str) -> Made:
         values = [(value_name(value), value) for value in ENUMS[name]]
         return cast(Made, enum.Enum(name, values, module=MODULE))
     if name in ALTERNATES:
-        return cast(
-            Made, Union[tuple(SCALARS.get(item) or make_type(item) for item in ALTERNATES[name])]
-        )
+        branches = [SCALARS.get(item) or make_type(item) for item in ALTERNATES[name]]
+        return cast(Made, Union[tuple(branches)])  # noqa: UP007  # of a tuple made here
     union, _, _ = name.partition("_")
     for value, struct in UNIONS[union][1]:
         if branch_name(union, value) == name:
@@ -78,7 +77,7 @@ def make_type(kind: str) -> Made:
     return make(kind)
 
 
-def flat_members(name: str) -> tuple[tuple[str, str, bool], ...]:
+def flat_members(name: str) -> list[tuple[str, str, bool]]:
     """Return the members of a struct on the wire, the base's first."""
     base, members = STRUCTS[name]
     return flat_members(base) + members if base else members
@@ -107,7 +106,7 @@ def _make_branch(union: str, value: str, struct: str) -> type[QapiObject]:
     default = make(kind)(value)
     fields = {member_name(tag): attrs.field(default=default, metadata={"qapi": kind})}
     bases = (make(struct), make(union)) if struct else (make(union),)
-    members = flat_members(union) + (flat_members(struct) if struct else ())
+    members = flat_members(union) + (flat_members(struct) if struct else [])
     return _finish(branch_name(union, value), fields, bases, members)
 
 
@@ -115,7 +114,7 @@ def _finish(
     name: str,
     fields: dict[str, object],
     bases: tuple[type, ...],
-    members: tuple[tuple[str, str, bool], ...],
+    members: list[tuple[str, str, bool]],
 ) -> type[QapiObject]:
     made: type[QapiObject] = attrs.make_class(
         name,

@@ -315,7 +315,7 @@ class _Converter:
             branch = found[tag].value
             if branch not in branches:
                 struct = structs[branch]
-                branches[branch] = self._members(flat_members(struct) if struct else ())
+                branches[branch] = self._members(flat_members(struct) if struct else [])
             found |= branches[branch].read(value)
             if len(found) != len(value):
                 _refuse_unknown(value, common.names | branches[branch].names)
@@ -323,7 +323,7 @@ class _Converter:
 
         return union
 
-    def _members(self, members: tuple[tuple[str, str, bool], ...]) -> _Members:
+    def _members(self, members: list[tuple[str, str, bool]]) -> _Members:
         return _Members(
             tuple(
                 (wire, member_name(wire), optional, partial(self._read_as, kind))

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import re
+from typing import final
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 UINT64_MAX = 2**64 - 1
+MAX_DIGITS = 1000  # Python converts a few thousand at most
 
-_INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)")
-_DECIMAL = re.compile(r"[ \t\n\v\f\r]*\+?([0-9]+)(\.[0-9]*)?")
-_HEX = re.compile(r"[ \t\n\v\f\r]*\+?0[xX]([0-9a-fA-F]+)")
-_FLOAT = re.compile(
-    r"[ \t\n\v\f\r]*[+-]?(?:0[xX][0-9a-fA-F]+(?:\.[0-9a-fA-F]*)?(?:[pP][+-]?[0-9]+)?"
-    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)$"
+# Compiled on use, and then kept by re: most starts of the daemon need none of them.
+_SPACE = r"[ \t\n\v\f\r]*"
+_INTEGER = _SPACE + r"([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)"
+_DECIMAL = _SPACE + r"\+?([0-9]+)(\.[0-9]*)?"
+_HEX = _SPACE + r"\+?0[xX]([0-9a-fA-F]+)"
+_FLOAT = (
+    _SPACE + r"[+-]?(?:0[xX][0-9a-fA-F]+(?:\.[0-9a-fA-F]*)?(?:[pP][+-]?[0-9]+)?"
+    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
 )
 
 _TRUE = frozenset(["on", "yes", "true", "y"])
 _FALSE = frozenset(["off", "no", "false", "n"])
+_SHIFTS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
+
+
+@final
+class SizeError(ValueError):
+    """A text is no size or number; ``too_large`` tells the two reasons apart."""
+
+    def __init__(self, *, too_large: bool) -> None:
+        super().__init__("too large" if too_large else "not a number")
+        self.too_large = too_large
 
 
 def parse_bool(text: str) -> bool | None:
@@ -32,17 +46,29 @@ def parse_int(text: str) -> int | None:
 
 def parse_uint(text: str) -> int | None:
     """Return an uint64 written as C's strtoull(base 0) takes it, or None; a minus wraps around."""
-    value = _parse_integer(text)
-    if value is None or not -UINT64_MAX <= value <= UINT64_MAX:
+    try:
+        return parse_unsigned(text)
+    except SizeError:
         return None
+
+
+def parse_unsigned(text: str) -> int:
+    """Return the same, and tell why if it is none. Raises SizeError."""
+    value = _parse_integer(text)
+    if value is None:
+        raise SizeError(too_large=False)
+    if not -UINT64_MAX <= value <= UINT64_MAX:
+        raise SizeError(too_large=True)
     return value & UINT64_MAX
 
 
 def _parse_integer(text: str) -> int | None:
-    match = _INTEGER.fullmatch(text)
+    match = re.fullmatch(_INTEGER, text)
     if match is None:
         return None
     sign, digits = match.groups()
+    if len(digits) > MAX_DIGITS:
+        digits = "0x1" + 16 * "0"  # too large for everyone
     if digits[:2] in {"0x", "0X"}:
         value = int(digits, 16)
     elif digits[0] == "0":
@@ -56,7 +82,7 @@ def _parse_integer(text: str) -> int | None:
 
 def parse_number(text: str) -> float | None:
     """Return a finite floating point number, or None."""
-    if _FLOAT.match(text) is None:
+    if re.fullmatch(_FLOAT, text) is None:
         return None
     try:
         value = float.fromhex(text) if "x" in text.lower() else float(text)
@@ -65,44 +91,27 @@ def parse_number(text: str) -> float | None:
     return value if abs(value) != float("inf") else None
 
 
-class SizeError(ValueError):
-    """A text is no size; ``too_large`` tells the two reasons apart."""
-
-    def __init__(self, *, too_large: bool) -> None:
-        super().__init__("too large" if too_large else "not a size")
-        self.too_large = too_large
-
-
-_SHIFTS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-
-
-def parse_size(text: str, *, default_suffix: str = "b") -> int:
+def parse_size(text: str) -> int:
     """Return bytes: a decimal with an optional fraction and one of the suffixes b k M G T P E.
 
     Hexadecimal takes no fraction; its suffixes b and E would be digits. A fraction of bytes is refused.
     Raises SizeError.
     """
-    match = _HEX.match(text)
-    if match is not None:
-        suffix = text[match.end() :].lower() or "b"
-        if suffix not in _SHIFTS:
-            raise SizeError(too_large=False)
-        value = int(match[1], 16) << _SHIFTS[suffix]
-        if value > UINT64_MAX:
-            raise SizeError(too_large=True)
-        return value
-    match = _DECIMAL.match(text)
+    match = re.match(_HEX, text) or re.match(_DECIMAL, text)
     if match is None:
         raise SizeError(too_large=False)
-    suffix = text[match.end() :].lower() or default_suffix
-    if suffix not in _SHIFTS:
+    if len(match[1]) > MAX_DIGITS:
+        raise SizeError(too_large=True)
+    shift = _SHIFTS.get(text[match.end() :].lower() or "b")
+    if shift is None:
         raise SizeError(too_large=False)
-    scale = 1 << _SHIFTS[suffix]
-    fraction = match[2] or ""
-    part = float(f"0{fraction}") if len(fraction) > 1 else 0.0
-    if part and scale == 1:
-        raise SizeError(too_large=False)
-    value = int(match[1]) * scale + int(part * scale + 0.5)
+    if match.re.pattern == _HEX:
+        value = int(match[1], 16) << shift
+    else:
+        fraction = float(f"0{match[2]}") if match[2] and match[2] != "." else 0.0
+        if fraction and not shift:
+            raise SizeError(too_large=False)
+        value = (int(match[1]) << shift) + int(fraction * (1 << shift) + 0.5)
     if value > UINT64_MAX:
         raise SizeError(too_large=True)
     return value

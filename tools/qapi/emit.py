@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, cast
 
 import attrs
 
@@ -10,12 +11,9 @@ from qsd_trio.qapi._names import branch_name, camel, member_name, value_name
 from qsd_trio.qapi._schema import flat_members, union_branches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from qsd_trio.qapi._schema import Definition, Member, Schema
 
 HEAD = '"""{doc}\n\nGenerated from schemas/ by tools/gen_qapi.py: don\'t edit.\n"""\n'
-TABLES_DOC = "Everything the types and the converter are built from, in the order of the wire."
 STUB_DOC = "The QAPI types as attrs classes; what stands here is made on first use by _build.py."
 PYTHON_TYPES = {
     "str": "str",
@@ -82,67 +80,50 @@ def _args(types: Types, item: Definition, suffix: str) -> str:
 
 
 def emit_tables(types: Types) -> str:
-    """Return the text of _tables.py."""
-    out = [HEAD.format(doc=TABLES_DOC), "from __future__ import annotations\n"]
-    out.append('# name: (base or "", ((member, type, optional), ...)); a union\'s own members too')
-    out.append("STRUCTS: dict[str, tuple[str, tuple[tuple[str, str, bool], ...]]] = {")
-    for name, (base, members) in sorted(types.structs.items()):
-        out.append(f'    "{name}": (')
-        out.append(f'        "{base}",')
-        _tuple(out, (f'("{m["name"]}", "{m["type"]}", {bool(m.get("optional"))})' for m in members))
-        out.append("    ),")
-    out.append('}\n\n# name: (discriminator, ((value, struct or ""), ...))')
-    out.append("UNIONS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {")
-    for name, (tag, branches) in sorted(types.unions.items()):
-        out.append(f'    "{name}": (')
-        out.append(f'        "{tag}",')
-        _tuple(out, (f'("{value}", "{struct or ""}")' for value, struct in branches.items()))
-        out.append("    ),")
-    out.append("}\n\nENUMS: dict[str, tuple[str, ...]] = {")
-    for name, values in sorted(types.enums.items()):
-        out.append(f'    "{name}": (')
-        out.extend(f'        "{value}",' for value in values)
-        out.append("    ),")
-    out.append("}\n\nALTERNATES: dict[str, tuple[str, ...]] = {")
-    for name, values in sorted(types.alternates.items()):
-        quoted = ", ".join(f'"{value}"' for value in values)
-        out.append(f'    "{name}": ({quoted}),')
-    out.append('}\n\n# name: (type of the arguments or "", type of the return value or "")')
-    out.append("COMMANDS: dict[str, tuple[str, str]] = {")
-    for name, (args, returns) in sorted(types.commands.items()):
-        out.append(f'    "{name}": ("{args}", "{returns}"),')
-    out.append('}\n\n# name: type of the data or ""\nEVENTS: dict[str, str] = {')
-    for name, data in sorted(types.events.items()):
-        out.append(f'    "{name}": "{data}",')
-    out.append("}")
-    return "\n".join(out) + "\n"
-
-
-def _tuple(out: list[str], items: Iterable[str]) -> None:
-    lines = [f"            {item}," for item in items]
-    out.extend(["        (", *lines, "        ),"] if lines else ["        (),"])
+    """Return the text of _tables.json, a name a line; _tables.py tells the form."""
+    tables = {
+        "structs": {
+            name: [base, [[m["name"], m["type"], bool(m.get("optional"))] for m in members]]
+            for name, (base, members) in types.structs.items()
+        },
+        "unions": {
+            name: [tag, [[value, struct or ""] for value, struct in branches.items()]]
+            for name, (tag, branches) in types.unions.items()
+        },
+        "enums": types.enums,
+        "alternates": types.alternates,
+        "commands": types.commands,
+        "events": types.events,
+    }
+    parts = []
+    for key, table in tables.items():
+        items = sorted(cast("dict[str, object]", table).items())
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in items)
+        parts.append(f'"{key}": {{\n{lines}\n}}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def emit_stub(types: Types) -> str:
     """Return the text of __init__.pyi."""
-    out = [HEAD.format(doc=STUB_DOC), "# ruff: noqa: A003, PYI021, PYI044"]
+    out = [HEAD.format(doc=STUB_DOC), "# ruff: noqa: PYI021"]
     out.append(
         "import builtins\nimport enum\nfrom typing import TypeAlias, final\n\nimport attrs\n"
     )
-    out.append("from ._base import NULL as NULL, QapiNull as QapiNull, QapiObject as QapiObject\n")
+    out.extend(
+        f"from ._base import {name} as {name}" for name in ("NULL", "QapiNull", "QapiObject")
+    )
     for name, values in sorted(types.enums.items()):
         out.append(f"@final\nclass {name}(enum.Enum):")
         out.extend(f'    {value_name(value)} = "{value}"' for value in values)
         out.append("")
     for name, (base, members) in sorted(types.structs.items()):
-        out.append(f"@attrs.frozen(kw_only=True)\nclass {name}({base or 'QapiObject'}):")
+        end = "" if members else " ..."
+        out.append(f"@attrs.frozen(kw_only=True)\nclass {name}({base or 'QapiObject'}):{end}")
         shadowed = {m["name"] for m in members} & SHADOWED
         for member in members:
             hint = _hint(member["type"], shadowed)
             optional = " | None = None" if member.get("optional") else ""
             out.append(f"    {member_name(member['name'])}: {hint}{optional}")
-        if not members:
-            out.append("    pass")
         out.append("")
     for name, (tag, branches) in sorted(types.unions.items()):
         for value, struct in branches.items():
