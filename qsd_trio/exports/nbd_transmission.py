@@ -143,7 +143,6 @@ class Transmission:
         self._stopping = False
         self._known_data = (0, 0)  # offsets between which no hole was found
         self._limit = 0
-        self._resized()
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -153,6 +152,7 @@ class Transmission:
         Cancelled: requests in flight are abandoned, none is answered.
         """
         self._backend.on_resize.append(self._resized)
+        self._resized()
         try:
             async with trio.open_nursery() as nursery:
                 try:

@@ -70,7 +70,7 @@ class NbdClient:
             pass
         finally:
             for pending in self._pending.values():
-                pending.broken = True
+                pending.broken = not pending.done.is_set()
                 pending.done.set()
 
     async def request(
