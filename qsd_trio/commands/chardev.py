@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from typing import TYPE_CHECKING, final
 
 import attrs
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
         RingbufWriteArg,
     )
     from qsd_trio.untyped import Json, Options
+
+
+log = logging.getLogger("qsd_trio.chardevs")
 
 
 async def add_chardev(daemon: Daemon, id_: str, backend: ChardevBackend) -> Chardev:
@@ -192,6 +196,8 @@ async def chardev_option(daemon: Daemon, text: str) -> OptionOutcome:
         parsed = parse_chardev(text)
     except HelpWanted as exc:
         return OptionOutcome(stdout=exc.listing, exit_status=exc.exit_status)
+    for warning in parsed.warnings:
+        log.warning("%s", warning)
     for id_, backend in parsed.backends:
         chardev = await add_chardev(daemon, id_, backend)
     if chardev.pty is None:
