@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -66,6 +67,9 @@ def main(argv: list[str]) -> int:
         return 0 if options.list else 2
     programs = (shlex.split(options.real), shlex.split(options.ours))
     missing = [name for name in (*TOOLS, *(p[0] for p in programs)) if not shutil.which(name)]
+    for program in programs:
+        # They run in a folder of their own; the venv's python must stay the link that it is.
+        program[0] = os.path.abspath(shutil.which(program[0]) or program[0])
     if missing:
         print(f"tests/bench/run: missing: {', '.join(missing)}", file=sys.stderr)
         return 2

@@ -136,7 +136,7 @@ class Server:
         while True:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 stderr = (self.directory / "stderr").read_text(errors="replace")
-                raise RuntimeError(f"{self.argv} does not serve: {stderr}")
+                raise RuntimeError(f"{self.argv[:2]} does not serve: {stderr[-400:]}")
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(START_TIMEOUT)
                 try:
