@@ -14,10 +14,10 @@ class UsageError(Exception):
 
 @final
 class Option(NamedTuple):
-    """One option: its long name ('' for a stray argument), its argument, and the words it was."""
+    """One option: its long name ('' for a stray argument), its argument ('': none), and the words it was."""
 
     name: str
-    argument: str | None
+    argument: str
     words: str
 
 
@@ -44,7 +44,7 @@ def parse(
             if not takes_argument[name]:
                 if equals:
                     raise UsageError(f"option '--{name}' doesn't allow an argument")
-                yield Option(name, None, word)
+                yield Option(name, "", word)
             elif equals:
                 yield Option(name, argument, word)
             elif index == len(argv):
@@ -58,7 +58,7 @@ def parse(
                     raise UsageError(f"invalid option -- '{letter}'")
                 name = short[letter]
                 if not takes_argument[name]:
-                    yield Option(name, None, word)
+                    yield Option(name, "", word)
                     continue
                 if word[position:]:
                     yield Option(name, word[position:], word)

@@ -57,16 +57,19 @@ def _typed(option: Option, type_name: str, implied_key: str | None) -> Options:
     """Turn an option's argument, keyval or JSON, into an object of a QAPI type."""
     from qsd_trio import qapi
     from qsd_trio.qapi.converter import from_keyval, from_qmp
+    from qsd_trio.qapi.keyval import parse_keyval_help
 
-    assert option.argument is not None
-    value, wants_help = _parse(option.argument, implied_key)
+    kind: type[Options] = getattr(qapi, type_name)
+    if option.argument.startswith("{"):
+        from qsd_trio.protocol.qmp import parse_json
+
+        return from_qmp(kind, parse_json(option.argument))
+    value, wants_help = parse_keyval_help(option.argument, implied_key)
     if wants_help:
         if type_name == "ObjectOptions":
             _object_help(value)
         raise QmpError("Help is not available for this option")
-    # JSON is typed already; keyval has nothing but strings.
-    convert = from_qmp if option.argument.startswith("{") else from_keyval
-    return convert(getattr(qapi, type_name), value)
+    return from_keyval(kind, value)
 
 
 async def _blockdev(daemon: Daemon, option: Option, console: Console) -> None:
@@ -105,7 +108,7 @@ def _object_help(value: Json) -> NoReturn:
     from qsd_trio.objects import qom
 
     type_name = value.get("qom-type")
-    if type_name not in qom.TYPES or qom.is_interface(type_name):
+    if type_name not in qom.TYPES:
         raise Help("\n  ".join(["List of user creatable objects:", *qom.creatable()]) + "\n")
     settable = {
         name: property_
@@ -128,11 +131,9 @@ async def _trace(daemon: Daemon, option: Option, console: Console) -> None:
     from qsd_trio.qapi.introspect import command_names
     from qsd_trio.qapi.qemuopts import parse_opts
 
-    assert option.argument is not None
-    opts = parse_opts(option.argument, "enable")
-    for name in opts.names():
-        if name not in ("enable", "events", "file"):
-            raise QmpError(f"Invalid parameter '{name}'")
+    opts = parse_opts(
+        option.argument, "enable", options={"enable": "str", "events": "str", "file": "str"}
+    )
     enable = opts.get("enable")
     if enable in ("help", "?") or opts.wants_help:
         raise Help("".join(f"{name}\n" for name in trace.names(command_names())))
