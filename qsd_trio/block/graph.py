@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 
 import trio
 
+import qsd_trio.block.drivers  # noqa: F401  # the index of the drivers
 from qsd_trio import trace
 from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.block.backend import BlockBackend

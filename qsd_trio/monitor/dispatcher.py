@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
+import qsd_trio.commands  # noqa: F401  # the index of the commands
 from qsd_trio import trace
 from qsd_trio.errors import CommandNotFound, QmpError
 from qsd_trio.protocol.qmp import JsonError, check_request, dump_json
