@@ -87,9 +87,11 @@ class Job(Service):
             return
         before = self.status
         self.enter(st.STANDBY if before == st.READY else st.PAUSED)
-        while self.user_paused:
-            await self._changed.park()
-        self.enter(before)
+        try:
+            while self.user_paused:
+                await self._changed.park()
+        finally:
+            self.enter(before)  # also when cancelled: one aborts from there
 
     def enter(self, new: str) -> None:
         """Change the state and tell everyone; LocalProtocolError if ``new`` may not follow."""

@@ -13,7 +13,7 @@ from qsd_trio import errors
 from qsd_trio.protocol.qmp import JsonError, JsonStream, dump_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from qsd_trio.untyped import Json
 
@@ -67,21 +67,29 @@ class QmpClient:
             raise _ERRORS.get(error["class"], errors.QmpError)(error["desc"])
         return reply["return"]
 
-    async def events(self) -> AsyncIterator[Json]:
-        """Yield events as they come, each as its JSON object; ends when the server hangs up."""
-        while True:
-            while self._events:
-                yield self._events.popleft()
+    async def next_event(self) -> Json:
+        """Return the next event as its JSON object; EOFError when the server has hung up."""
+        while not self._events:
             if self._closed:
-                return
+                raise EOFError("the QMP server has hung up")
             await self._arrived.park()
+        return self._events.popleft()
+
+    async def events(self) -> AsyncGenerator[Json]:
+        """Yield events as they come; ends when the server hangs up."""
+        while True:
+            try:
+                event = await self.next_event()
+            except EOFError:
+                return
+            yield event
 
     async def wait_event(self, name: str) -> Json:
         """Return the next event ``name``; earlier events are dropped."""
-        async for event in self.events():
+        while True:
+            event = await self.next_event()
             if event["event"] == name:
                 return event
-        raise EOFError("the QMP server has hung up")
 
     async def _receive(self) -> None:
         try:

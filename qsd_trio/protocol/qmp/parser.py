@@ -128,10 +128,10 @@ def parse_json(text: str) -> Json:
     data = text.encode(errors="surrogateescape")
     for items in (stream.feed(data), stream.flush()):
         for item in items:
-            if isinstance(item, JsonError):
-                raise item
             if found:
                 raise JsonError("Expecting at most one JSON value")
+            if isinstance(item, JsonError):
+                raise item
             found.append(item)
     if not found:
         raise JsonError("Expecting a JSON value")
