@@ -18,7 +18,7 @@ import trio
 
 from qsd_trio.errors import os_error
 from qsd_trio.host import libc
-from qsd_trio.host.inline import InlinePolicy
+from qsd_trio.host.inline import InlinePolicy, sleeps
 from qsd_trio.host.workers import worker_pool
 
 if TYPE_CHECKING:
@@ -163,11 +163,15 @@ class HostFile:
         length = len(iov[0]) if len(iov) == 1 else sum(map(len, iov))
         if length > MAX_INLINE:
             return False
+        policy = self._write_policy
+        before = sleeps() if policy.suspicious else -1
         start = perf_counter()
         count = os.pwritev(self.fd, iov, offset)
         if count < length:
             _write_all(self.fd, _skip(iov, count), offset + count, 0)
-        self.can_write_now = self._write_policy.observe(length, start, perf_counter())
+        end = perf_counter()
+        slept = None if before < 0 else sleeps() > before
+        self.can_write_now = policy.observe(length, start, end, slept)
         return True
 
     def cached_now(self, offset: int, length: int) -> bool:

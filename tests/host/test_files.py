@@ -15,7 +15,7 @@ import trio
 
 from qsd_trio.host import files, libc
 from qsd_trio.host.files import MAX_BUFFERS, MAX_INLINE, HostFile, is_block_device
-from qsd_trio.host.inline import SLOW_PER_UNIT
+from qsd_trio.host.inline import CERTAIN, SLOW_PER_UNIT
 from qsd_trio.testing.memory import pattern
 
 CONTENT = pattern(100_000)
@@ -185,7 +185,7 @@ async def test_a_slow_write_moves_writing_to_workers_and_back(
         worker_calls.clear()
         await file.pwritev(data, 0)
         assert worker_calls == []
-        cost[0] = 3 * SLOW_PER_UNIT
+        cost[0] = 2 * CERTAIN
         await file.pwritev(data, 0)  # nobody could know: inline
         assert worker_calls == []
         assert not file.can_write_now

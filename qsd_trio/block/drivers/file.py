@@ -7,7 +7,7 @@ import fcntl  # noqa: F401  # loaded here, not by the first request
 import os
 from typing import TYPE_CHECKING, final
 
-from qsd_trio.block.abc import Perm, ReqFlag, block_driver, create_driver
+from qsd_trio.block.abc import SECTOR, Perm, ReqFlag, block_driver, create_driver
 from qsd_trio.block.drivers._posix import UNSUPPORTED, PosixDriver, punch_hole
 from qsd_trio.errors import QmpError, os_error, with_errno
 from qsd_trio.host import blockdev, libc
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Bytes written at a time by preallocation ``full``.
 _CHUNK = 1 << 20
+
+_FIRST_BLOCK = 4096
 
 #: What an image is allocated in on file systems with extent size hints, unless told otherwise.
 _EXTENT_SIZE_HINT = 1 << 20
@@ -107,6 +109,8 @@ def _truncate(fd: int, size: int, prealloc: str) -> None:
             return
         what = "Could not resize file"
         os.ftruncate(fd, size)
+        if prealloc == "off" and size > old == 0:
+            _allocate_first_block(fd, size)
         if prealloc == "full":
             what = "Could not write zeros for preallocation"
             zeroes = bytes(_CHUNK)
@@ -119,6 +123,16 @@ def _truncate(fd: int, size: int, prealloc: str) -> None:
         if os.fstat(fd).st_size > old:
             os.ftruncate(fd, old)
         raise with_errno(what, exc) from exc
+
+
+def _allocate_first_block(fd: int, size: int) -> None:
+    """Give a new file its first block, as QEMU does: in a hole any alignment would seem to do."""
+    try:
+        os.pwrite(fd, bytes(_FIRST_BLOCK if size >= _FIRST_BLOCK else SECTOR), 0)
+        if size < SECTOR:
+            os.ftruncate(fd, size)
+    except OSError:
+        pass  # it only makes guessing easier
 
 
 @create_driver("file")

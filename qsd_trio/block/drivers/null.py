@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, final
 
 import trio
 
 from qsd_trio.block.abc import BlockStatus, ProtocolDriver, ReqFlag, StatusFlag, block_driver
-from qsd_trio.errors import QmpError
+from qsd_trio.errors import QmpError, os_error, with_errno
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from qsd_trio.untyped import Json, Options
 
 _DEFAULT_SIZE = 1 << 30
+_LONGEST = 2**63 - 2**30  # QEMU's BDRV_MAX_LENGTH
 
 
 class _Null(ProtocolDriver):
@@ -30,6 +32,8 @@ class _Null(ProtocolDriver):
         """Make the node; nothing is opened."""
         if options.size is not None and options.size < 0:
             raise QmpError("Parameter 'size' expects a non-negative number below 2^64")
+        if options.size is not None and options.size > _LONGEST:
+            raise with_errno("Could not refresh total sector count", os_error(errno.EFBIG))
         return cls(options)
 
     async def aclose(self) -> None:
