@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from qsd_trio.objects.abc import ObjectTable
     from qsd_trio.services import ServiceTable
-    from qsd_trio.untyped import Options
+    from qsd_trio.untyped import Json, Options
 
 
 class Frontend(Protocol):
@@ -73,6 +73,10 @@ class Chardev(Service):
             self.frontend = None
             if self._current is not None:
                 self._current.closed.set()
+
+    def get_property(self, name: str) -> Json:
+        """Return a QOM property besides ``type``; its name stands in objects/qom.py."""
+        raise KeyError(name)
 
     #: The path of the terminal's other side, where the chardev is one.
     pty: str | None = None

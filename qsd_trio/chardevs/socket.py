@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qsd_trio.chardevs.abc import ChardevOpener
     from qsd_trio.net.address import Address
     from qsd_trio.net.listen import Listener
-    from qsd_trio.untyped import Options
+    from qsd_trio.untyped import Json, Options
 
 log = logging.getLogger("qsd_trio.chardevs")
 
@@ -58,6 +58,18 @@ class SocketChardev(Chardev):
         if self._connected_as is not None:
             return self._connected_as
         return f"disconnected:{self._describe(self._address)}"
+
+    def get_property(self, name: str) -> Json:
+        """Return ``connected``, or ``addr``: a SocketAddress with the port that was found."""
+        if name == "connected":
+            return self._connected_as is not None
+        from qsd_trio.qapi.converter import to_qmp
+
+        given = to_qmp(self.options.addr)
+        shown = {"type": given["type"], **given["data"]}
+        if isinstance(self._address, InetAddress):
+            shown["port"] = self._address.port
+        return shown
 
     def _describe(self, address: Address) -> str:
         suffix = ",server=on" if self._is_server else ""

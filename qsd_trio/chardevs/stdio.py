@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, final
 from qsd_trio.chardevs._streams import FdPairStream
 from qsd_trio.chardevs.abc import SingleSessionChardev, chardev_backend
 from qsd_trio.errors import QmpError
+from qsd_trio.host.daemonize import is_daemonized
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -47,6 +48,8 @@ class StdioChardev(SingleSessionChardev):
     @asynccontextmanager
     async def backend_opened(self) -> AsyncGenerator[None]:
         """Claim standard input and set up the terminal; undo both on the way out."""
+        if is_daemonized():
+            raise QmpError("cannot use stdio with -daemonize")
         if StdioChardev._in_use:
             raise QmpError("cannot use stdio by multiple character devices")
         StdioChardev._in_use = True

@@ -103,7 +103,7 @@ def _get(node: _Node, name: str) -> Json:
     if node.object is not None:
         return node.object.get_property(name)
     assert node.chardev is not None
-    return node.chardev.get_qom_property(name)
+    return node.chardev.get_property(name)
 
 
 @command("qom-list")
