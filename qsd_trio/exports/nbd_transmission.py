@@ -12,6 +12,7 @@ See DESIGN.md, section 5.
 
 from __future__ import annotations
 
+import mmap
 import socket
 from collections import deque
 from time import perf_counter
@@ -127,11 +128,12 @@ class Transmission:
         self._header = EXTENDED_REQUEST if self._extended else REQUEST
         # On loopback TCP, sendfile is slower than a copy; on unix sockets the pages move by reference.
         self._by_sendfile = sock.family == socket.AF_UNIX
-        self._buffer = bytearray(max(RECEIVE_BUFFER, len(received)))
+        # Anonymous maps: a client that only sends little costs only the pages it has touched.
+        self._buffer = mmap.mmap(-1, max(RECEIVE_BUFFER, len(received)))
         self._view = memoryview(self._buffer)
         self._view[: len(received)] = received
         self._start, self._end = 0, len(received)
-        self._arena = bytearray(ARENA)
+        self._arena = mmap.mmap(-1, ARENA)
         self._arena_view = memoryview(self._arena)
         self._used = 0
         self._request = Request(0, 0, 0, 0, 0)

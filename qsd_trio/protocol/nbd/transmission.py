@@ -21,7 +21,10 @@ from qsd_trio.protocol.nbd.constants import (
 )
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Sequence
+
+    Writable = bytearray | memoryview | mmap.mmap
 
 # magic, command flags, type, cookie, offset, length
 REQUEST = struct.Struct(">IHHQQI")
@@ -120,11 +123,11 @@ class Replies:
 # The hot path's replies, packed into the buffer ``out`` at ``at``.
 
 
-def _simple_data(out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
+def _simple_data(out: Writable, at: int, cookie: int, offset: int, length: int) -> None:
     SIMPLE_REPLY.pack_into(out, at, SIMPLE_REPLY_MAGIC, 0, cookie)
 
 
-def _structured_data(out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
+def _structured_data(out: Writable, at: int, cookie: int, offset: int, length: int) -> None:
     DATA_CHUNK.pack_into(
         out,
         at,
@@ -137,7 +140,7 @@ def _structured_data(out: bytearray, at: int, cookie: int, offset: int, length: 
     )
 
 
-def _extended_data(out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
+def _extended_data(out: Writable, at: int, cookie: int, offset: int, length: int) -> None:
     EXTENDED_DATA_CHUNK.pack_into(
         out,
         at,
@@ -151,11 +154,11 @@ def _extended_data(out: bytearray, at: int, cookie: int, offset: int, length: in
     )
 
 
-def _simple_ok(out: bytearray, at: int, cookie: int, offset: int) -> None:
+def _simple_ok(out: Writable, at: int, cookie: int, offset: int) -> None:
     SIMPLE_REPLY.pack_into(out, at, SIMPLE_REPLY_MAGIC, 0, cookie)
 
 
-def _extended_ok(out: bytearray, at: int, cookie: int, offset: int) -> None:
+def _extended_ok(out: Writable, at: int, cookie: int, offset: int) -> None:
     EXTENDED_CHUNK.pack_into(
         out, at, EXTENDED_REPLY_MAGIC, REPLY_FLAG_DONE, ReplyType.NONE, cookie, offset, 0
     )
