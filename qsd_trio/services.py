@@ -136,7 +136,9 @@ class ServiceTable(Generic[S]):
         """Begin to stop a service: gracefully if it can, within ``STOP_GRACE`` seconds."""
         service = self._services[id_]
         scope = self._scopes[id_]
-        if service.request_stop() and not self._deadlines_cut:
+        graceful = service.request_stop()
+        # One that has not begun to serve has nothing to finish.
+        if graceful and self._serving.is_set() and not self._deadlines_cut:
             scope.deadline = min(scope.deadline, trio.current_time() + STOP_GRACE)
         else:
             scope.cancel()
