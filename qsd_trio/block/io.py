@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qsd_trio.events import EventBus
     from qsd_trio.untyped import Json, Options
 
-MAX_LENGTH = 2**63 - SECTOR  # QEMU's BDRV_MAX_LENGTH, rounded to what a request can reach
+MAX_LENGTH = 2**63 - 2**30  # QEMU's BDRV_MAX_LENGTH
 BOUNCE = 1 << 20  # bytes written at a time where zeroes are emulated
 _ZEROES = memoryview(bytes(BOUNCE))
 
@@ -525,7 +525,7 @@ class Node:
     ) -> None:
         """Make the node ``size`` bytes long. ``exact``: not longer either."""
         if size > MAX_LENGTH:
-            raise QmpError(f"Required too big image size, it must be not greater than {MAX_LENGTH}")
+            raise QmpError(f"offset({size}) exceeds maximum({MAX_LENGTH})")
         if self.flags.read_only:
             raise QmpError("Image is read-only")
         old = self._length

@@ -143,6 +143,10 @@ class PosixDriver(ProtocolDriver):
         """Return the path as it was given."""
         return self._path
 
+    def full_options(self) -> Mapping[str, Json]:
+        """Return the file's name: nothing else decides what one reads."""
+        return {"filename": self._path}
+
     def allocated_size(self) -> int | None:
         """Return the storage that the file takes."""
         return self._file.allocated_bytes()
