@@ -155,9 +155,11 @@ class FdPairStream(trio.abc.Stream):
     async def aclose(self) -> None:
         """Close the descriptors."""
         self._closed.set()
-        for side in (self._reader, self._writer):
+        # The last opened first: both may be one terminal, whose mode the first one found.
+        for side in (self._writer, self._reader):
             if side is not None:
-                await side.aclose()
+                side.close()
+        await trio.lowlevel.checkpoint()
 
 
 @final

@@ -113,5 +113,7 @@ class RegularFileStream(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Close both files."""
-        await self._reader.aclose()
-        await self._file.aclose()
+        try:
+            await self._reader.aclose()
+        finally:
+            await self._file.aclose()

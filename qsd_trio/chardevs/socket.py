@@ -13,7 +13,7 @@ from qsd_trio.chardevs.abc import Chardev, chardev_backend
 from qsd_trio.errors import QmpError
 from qsd_trio.net.address import FdAddress, InetAddress, UnixAddress, from_qapi, of_socket
 from qsd_trio.net.connect import connect
-from qsd_trio.net.listen import accept_any, close_all, open_listeners
+from qsd_trio.net.listen import accept_any, open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -120,9 +120,9 @@ class SocketChardev(Chardev):
                 self._stream = await accept_any(self._listeners)
             yield
         finally:
-            await self._close_stream()
-            with trio.CancelScope(shield=True):
-                await close_all(self._listeners)
+            self._close_stream()
+            for listener in self._listeners:
+                listener.close()
 
     @asynccontextmanager
     async def _client_opened(self) -> AsyncGenerator[None]:
@@ -131,11 +131,12 @@ class SocketChardev(Chardev):
         try:
             yield
         finally:
-            await self._close_stream()
+            self._close_stream()
 
-    async def _close_stream(self) -> None:
+    def _close_stream(self) -> None:
+        # Not aclose(): a checkpoint on the way out may end the way.
         if self._stream is not None:
-            await trio.aclose_forcefully(self._stream)
+            self._stream.socket.close()
             self._stream = None
 
     async def serve(self) -> None:
@@ -182,7 +183,7 @@ class SocketChardev(Chardev):
             await self.offer(session)
         finally:
             self._connected_as = None
-            await self._close_stream()
+            self._close_stream()
 
     async def _wrap(self, stream: trio.SocketStream) -> trio.abc.Stream:
         if self.options.websocket and self._is_server:

@@ -7,7 +7,7 @@ when one front-end is all it takes, when sessions follow each other, and when th
 from __future__ import annotations
 
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, TypeAlias, cast, final
 
 import trio
 
@@ -56,11 +56,20 @@ async def receive_to_end(stream: trio.abc.Stream) -> bytes:
 
 @asynccontextmanager
 async def running(chardev: Chardev) -> AsyncGenerator[ServiceTable[Chardev]]:
-    """Run ``chardev`` in a table of its own."""
-    opening: AbstractAsyncContextManager[ServiceTable[Chardev]] = open_service_table("chardev")
+    """Run ``chardev`` in a table of its own; raises what its opening raises."""
+    failure: QmpError | None = None
+    opening = cast(
+        "AbstractAsyncContextManager[ServiceTable[Chardev]]", open_service_table("chardev")
+    )
     async with opening as table:
-        await table.start(chardev)
-        yield table
+        try:
+            await table.start(chardev)
+        except QmpError as exc:
+            failure = exc  # a nursery would wrap it
+        else:
+            yield table
+    if failure is not None:
+        raise failure
 
 
 async def check_chardev(
