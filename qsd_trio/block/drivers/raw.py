@@ -16,7 +16,6 @@ from qsd_trio.block.abc import (
     StatusFlag,
     block_driver,
 )
-from qsd_trio.block.permissions import default_child_permissions
 from qsd_trio.errors import QmpError, os_error
 
 if TYPE_CHECKING:
@@ -105,8 +104,8 @@ class Raw(FormatDriver):
         self, role: ChildRole, needed: Perm, shared: Perm, *, read_only: bool
     ) -> tuple[Perm, Perm]:
         """Need no more than the parents do: there is no metadata that would have to be written."""
-        child_needed, child_shared = default_child_permissions(
-            self, role, needed, shared, read_only=read_only
+        child_needed, child_shared = super().child_permissions(
+            role, needed, shared, read_only=read_only
         )
         changing = Perm.WRITE | Perm.RESIZE
         return child_needed & ~changing | needed & changing, child_shared
