@@ -88,6 +88,7 @@ class IOThread(EventLoop):
         "poll-max-ns": POLL_MAX_NS,
         "poll-grow": 0,
         "poll-shrink": 0,
+        "poll-weight": 0,
     }
 
     @classmethod

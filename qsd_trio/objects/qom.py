@@ -71,7 +71,12 @@ TYPES: dict[str, QomType] = {
     ),
     "iothread": QomType(
         "event-loop-base",
-        properties={"poll-max-ns": _INT, "poll-grow": _INT, "poll-shrink": _INT},
+        properties={
+            "poll-max-ns": _INT,
+            "poll-grow": _INT,
+            "poll-shrink": _INT,
+            "poll-weight": _INT,  # newer than 7.2
+        },
     ),
     "main-loop": QomType("event-loop-base"),
     "thread-context": QomType(

@@ -14,6 +14,7 @@ pytestmark = requires("qemu-storage-daemon")
 
 Json: TypeAlias = Any
 
+NEWER_THAN_7_2 = {"chardev-hub", "poll-weight"}
 KEY, IV = bytes(range(32)), bytes(16)
 IV64 = base64.b64encode(IV).decode()
 
@@ -64,8 +65,7 @@ def plain(reply: Json) -> Json:
     """Sort what the real daemon lists in the order of a hash table."""
     value = reply.get("return")
     if isinstance(value, list) and value and isinstance(value[0], dict) and "name" in value[0]:
-        # chardev-hub is newer than 7.2.
-        kept = [item for item in value if item["name"] != "chardev-hub"]
+        kept = [item for item in value if item["name"] not in NEWER_THAN_7_2]
         return {**reply, "return": sorted(kept, key=lambda item: item["name"])}
     return reply
 
