@@ -368,7 +368,7 @@ def _null(value: Any) -> QapiNull:
 
 
 def _any(value: Any) -> Any:
-    return value
+    return NULL if value is None else value  # None would be an absent member
 
 
 def _json_type(kind: str) -> type[object]:

@@ -68,8 +68,9 @@ class _Writer:
         return result
 
     def _ref(self, name: str) -> str:
-        if name in INTEGERS:
-            name = "int"
+        element = name.strip("[]")
+        if element in INTEGERS:
+            name = name.replace(element, "int")
         if name not in self._numbers:
             if name in JSON_TYPES:
                 number = name
