@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import attrs
+
 from qsd_trio import trace
 from qsd_trio.commands.abc import command
 from qsd_trio.errors import QmpError
@@ -52,6 +54,8 @@ async def blockdev_create(daemon: Daemon, arg: BlockdevCreateArg) -> None:
     driver = arg.options.driver.value
     create = create_drivers.get(driver)
     if create is None:
+        if len(attrs.fields(type(arg.options))) == 1:  # nothing to say but the driver's name
+            raise QmpError("Driver does not support blockdev-create")
         raise QmpError(
             f"Creating '{driver}' images is not supported by this version of qsd-trio yet"
         )

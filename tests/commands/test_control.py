@@ -19,11 +19,11 @@ async def test_version_and_commands() -> None:
 
 async def test_errors_are_raised() -> None:
     async with qsd_trio.open_daemon() as daemon:
-        with pytest.raises(qsd_trio.QmpError, match="^The command nope has not been found$"):
+        with pytest.raises(qsd_trio.QmpError, match=r"^The command nope has not been found$"):
             await daemon.qmp("nope")
-        with pytest.raises(qsd_trio.QmpError, match="^Parameter 'id' is missing$"):
+        with pytest.raises(qsd_trio.QmpError, match=r"^Parameter 'id' is missing$"):
             await daemon.qmp("job-dismiss")
-        with pytest.raises(qsd_trio.QmpError, match="^Capabilities negotiation is already"):
+        with pytest.raises(qsd_trio.QmpError, match=r"^Capabilities negotiation is already"):
             await daemon.qmp("qmp_capabilities")
 
 

@@ -96,7 +96,7 @@ async def test_failure(
     assert states == ["created", "running", "aborting", "concluded"]
     assert job.calls == ["abort", "clean"]
     for verb in (job.user_pause, job.user_cancel, job.user_complete, job.user_finalize):
-        with pytest.raises(QmpError, match="^Job 'j' in state 'concluded' cannot accept command"):
+        with pytest.raises(QmpError, match=r"^Job 'j' in state 'concluded' cannot accept command"):
             verb()
     job.user_dismiss()
     await table.wait_gone("j")
@@ -115,10 +115,10 @@ async def test_cancel(bus: EventBus, states: list[str], table: ServiceTable[Job]
 async def test_pause(bus: EventBus, states: list[str], table: ServiceTable[Job]) -> None:
     job = TestJob(bus)
     await table.start(job)
-    with pytest.raises(QmpError, match="^Can't resume a job that was not paused$"):
+    with pytest.raises(QmpError, match=r"^Can't resume a job that was not paused$"):
         job.user_resume()
     job.user_pause()
-    with pytest.raises(QmpError, match="^Job is already paused$"):
+    with pytest.raises(QmpError, match=r"^Job is already paused$"):
         job.user_pause()
     job.gate.set()
     await wait_all_tasks_blocked()

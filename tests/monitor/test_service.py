@@ -101,5 +101,5 @@ async def test_cancelled_it_lets_go(daemon: Daemon, chardev: FakeChardev) -> Non
 
 
 async def test_unknown_chardev(daemon: Daemon) -> None:
-    with pytest.raises(QmpError, match='^chardev "x" not found$'):
+    with pytest.raises(QmpError, match=r'^chardev "x" not found$'):
         await add_monitor(daemon, MonitorOptions(chardev="x", mode=MonitorMode.READLINE))

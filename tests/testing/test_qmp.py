@@ -33,7 +33,7 @@ async def client(daemon: Daemon, nursery: trio.Nursery) -> AsyncIterator[QmpClie
 async def test_commands_and_errors(client: QmpClient) -> None:
     assert client.greeting["capabilities"] == ["oob"]
     assert await client.execute("query-jobs") == []
-    with pytest.raises(CommandNotFound, match="^The command x has not been found$"):
+    with pytest.raises(CommandNotFound, match=r"^The command x has not been found$"):
         await client.execute("x", {"y": 1})
     with pytest.raises(QmpError, match="does not support OOB"):
         await client.execute("query-jobs", oob=True)

@@ -97,6 +97,8 @@ def _grow(fd: int, end: int) -> None:
 
 def _truncate(fd: int, size: int, prealloc: str) -> None:
     """Set the length to ``size``. Raises QmpError with the old length restored. Blocks."""
+    if not 0 <= size < 2**63:  # beyond off_t
+        raise with_errno("Could not resize file", os_error(errno.EINVAL))
     old = os.fstat(fd).st_size
     if prealloc not in ("off", "falloc", "full"):
         raise QmpError(f"Unsupported preallocation mode: {prealloc}")
