@@ -68,6 +68,7 @@ class ServiceTable(Generic[S]):
         self._services: dict[str, S] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._gone: dict[str, trio.Event] = {}
+        self._gone_before: dict[str, trio.Event] = {}  # whose end must come before one's own
         self._deadlines_cut = False
 
     def __iter__(self) -> Iterator[S]:
@@ -122,6 +123,10 @@ class ServiceTable(Generic[S]):
             else:
                 failure.append(exc)  # the caller's, not the nursery's: it must not end the table
         finally:
+            before = self._gone_before.pop(service.id, None)
+            if before is not None:
+                with trio.CancelScope(shield=True):
+                    await before.wait()  # the events of their end come in order
             self._services.pop(service.id, None)
             self._scopes.pop(service.id, None)
             if started:
@@ -152,9 +157,13 @@ class ServiceTable(Generic[S]):
             await event.wait()
 
     async def stop_all(self, matching: Callable[[S], bool] = lambda _: True) -> None:
-        """Stop every service that ``matching`` accepts and wait until they are gone."""
+        """Stop every service that ``matching`` accepts and wait until they are gone, eldest first."""
+        before: trio.Event | None = None
         for service in self:
             if matching(service) and service.id in self._scopes:
+                if before is not None:
+                    self._gone_before[service.id] = before
+                before = self._gone[service.id]
                 self.request_stop(service.id)
         for service in self:
             if matching(service):

@@ -346,7 +346,7 @@ class BlockDriver(ABC):
         """Return (needed, shared) on a child of ``role`` when the node's parents have these."""
         from qsd_trio.block.permissions import default_child_permissions
 
-        return default_child_permissions(self, role, needed, shared, read_only=read_only)
+        return default_child_permissions(role, needed, shared, read_only=read_only)
 
     async def set_permissions(self, needed: Perm, shared: Perm) -> None:
         """Take notice that the parents now need and share these; take or drop image locks.

@@ -16,7 +16,7 @@ from qsd_trio.errors import os_error
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from qsd_trio.block.abc import Extents, Iov, Limits
+    from qsd_trio.block.abc import Extents, Iov, Limits, Perm
     from qsd_trio.block.graph import BlockGraph
     from qsd_trio.block.io import Edge, Node
 
@@ -47,6 +47,9 @@ class BlockBackend:
     def __init__(self, graph: BlockGraph, edge: Edge, name: str) -> None:
         self.name = name
         self.in_flight = 0
+        #: Whether block_resize may change the length under this user, although it does not share that
+        #: permission: an NBD export, whose new clients see the new length. (The real daemon refuses.)
+        self.follows_resize = False
         #: Called, without arguments, after the node's length has changed.
         self.on_resize: list[Callable[[], None]] = []
         self._graph = graph
@@ -203,6 +206,10 @@ class BlockBackend:
         if not self._drains and self._wake is not None:
             self._wake.set()
             self._wake = None
+
+    async def set_shared(self, shared: Perm) -> None:
+        """Change what other users may do; QmpError if one does it already."""
+        await self._graph.set_backend_shared(self, shared)
 
     def detached(self) -> None:
         """Note that the graph has taken the backend off its node."""

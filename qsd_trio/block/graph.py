@@ -18,7 +18,7 @@ from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.block.backend import BlockBackend
 from qsd_trio.block.io import Edge, Node, NodeFlags
 from qsd_trio.block.names import NODE_NAME_MAX, FilenamePolicy, NodeNames, check_node_name
-from qsd_trio.block.permissions import check_conflicts, cumulative
+from qsd_trio.block.permissions import check_conflicts, cumulative, default_child_permissions
 from qsd_trio.errors import QmpError
 from qsd_trio.registry import block_drivers
 
@@ -163,6 +163,8 @@ class NodeOpener:
         edge = graph.attach(self._node, name, role, child)
         if name == "file":
             graph.name_node(self._node)
+        # Permissions and locks come before the first look at the content.
+        await graph.refresh_permissions([self._node])
         return edge
 
     async def backing(
@@ -339,10 +341,18 @@ class BlockGraph:
         """Close a node of the user's (blockdev-del)."""
         async with self._lock:
             node = self.find_node(name)
-            if node.parents:
+            if any(edge.parent is None for edge in node.parents):
                 raise QmpError(f"Node {name} is in use")
+            for edge in node.parents:
+                if edge.role & ChildRole.COW and edge.parent is not None:
+                    raise QmpError(
+                        f"Node '{name}' is busy:"
+                        f" node is used as backing hd of '{edge.parent.node_name}'"
+                    )
             if not node.monitor_owned:
                 raise QmpError(f"Node {name} is not owned by the monitor")
+            if node.parents:
+                raise QmpError(f"Block device {name} is in use")
             node.monitor_owned = False
             with trio.CancelScope(shield=True):
                 await self._close_node(node)
@@ -395,11 +405,9 @@ class BlockGraph:
             total = cumulative((needed, shared) for _, needed, shared in edges)
             self._check_node(node, total[0])
             changed.append((node, total))
-            if node.is_open:
-                for edge in node.children:
-                    planned[edge] = node.driver.child_permissions(
-                        edge.role, *total, read_only=node.read_only
-                    )
+            plan = node.driver.child_permissions if node.is_open else default_child_permissions
+            for edge in node.children:
+                planned[edge] = plan(edge.role, *total, read_only=node.read_only)
         done: list[Node] = []
         try:
             for node, total in changed:
@@ -453,6 +461,17 @@ class BlockGraph:
         _trace_attach("root", name, node.node_name)
         return backend
 
+    async def set_backend_shared(self, backend: BlockBackend, shared: Perm) -> None:
+        """Change what a backend shares, or raise QmpError and change nothing."""
+        async with self._lock:
+            edge = backend.edge
+            before, edge.shared = edge.shared, shared
+            try:
+                await self.refresh_permissions([edge.node])
+            except BaseException:
+                edge.shared = before
+                raise
+
     async def close_backend(self, backend: BlockBackend) -> None:
         """Give a backend's permissions back (called by BlockBackend.aclose)."""
         with trio.CancelScope(shield=True):
@@ -495,13 +514,36 @@ class BlockGraph:
     async def resize(self, node: Node, size: int) -> None:
         """Change a node's length for the user (block_resize)."""
         async with self._lock:
-            backend = await self._open_backend(node, Perm.RESIZE, Perm.ALL, "")
-            try:
-                async with self.drained([node]):
-                    await node.truncate(size)
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._release(backend)
+            async with self._resizable(node):
+                backend = await self._open_backend(node, Perm.RESIZE, Perm.ALL, "")
+                try:
+                    async with self.drained([node]):
+                        await node.truncate(size)
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._release(backend)
+
+    @asynccontextmanager
+    async def _resizable(self, node: Node) -> AsyncGenerator[None]:
+        """Let users that follow a resize share that permission for a moment."""
+        above = _ancestors([node])
+        willing = [
+            backend
+            for backend in self.backends
+            if backend.node in above
+            and backend.follows_resize
+            and not backend.edge.shared & Perm.RESIZE
+        ]
+        for backend in willing:
+            backend.edge.shared |= Perm.RESIZE
+        try:
+            await self.refresh_permissions([backend.node for backend in willing])
+            yield
+        finally:
+            for backend in willing:
+                backend.edge.shared &= ~Perm.RESIZE
+            with trio.CancelScope(shield=True):
+                await self.refresh_permissions([backend.node for backend in willing])
 
     @asynccontextmanager
     async def changing(self) -> AsyncGenerator[None]:

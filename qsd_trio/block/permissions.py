@@ -14,8 +14,6 @@ from qsd_trio.errors import QmpError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qsd_trio.block.abc import BlockDriver
-
 #: In QEMU's order of bits, as lists of permissions in texts are sorted.
 PERM_NAMES = {
     Perm.CONSISTENT_READ: "consistent-read",
@@ -31,7 +29,7 @@ def perm_names(perm: Perm) -> list[str]:
 
 
 def default_child_permissions(
-    driver: BlockDriver, role: ChildRole, needed: Perm, shared: Perm, *, read_only: bool
+    role: ChildRole, needed: Perm, shared: Perm, *, read_only: bool
 ) -> tuple[Perm, Perm]:
     """Return what a driver without needs of its own takes and shares on a child of ``role``."""
     if role & ChildRole.FILTERED:

@@ -127,7 +127,7 @@ async def device_info(node: Node, *, flat: bool) -> dict[str, Json]:
             "direct": flags.cache_direct,
             "no-flush": flags.cache_no_flush,
         },
-        "write_threshold": node.write_threshold,
+        "write_threshold": _signed(node.write_threshold),
         "backing_file_depth": 0 if flat else _depth(node),
         **dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0),
         "image": await image_info(node, with_backing=not flat),
@@ -136,6 +136,11 @@ async def device_info(node: Node, *, flat: bool) -> dict[str, Json]:
     if backing is not None:
         info["backing_file"] = filename(backing.node)
     return info
+
+
+def _signed(value: int) -> int:
+    """Return an unsigned 64-bit number as QEMU's schema types it here: signed."""
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _depth(node: Node) -> int:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, final
 
 import attrs
 import trio
-from qsd_trio.qapi.converter import to_qmp
 
 from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.block.graph import NodeOpener, explicit_generic, inherit_generic, node_flags
@@ -14,6 +13,7 @@ from qsd_trio.block.io import Edge, NodeFlags
 from qsd_trio.block.names import qdict_order
 from qsd_trio.errors import QmpError
 from qsd_trio.qapi import NULL
+from qsd_trio.qapi.converter import to_qmp
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -198,7 +198,9 @@ def _replace_child(graph: BlockGraph, change: _Change, name: str, reference: Opt
         if edge is not None:
             _remove_edge(change, edge)
         return
-    target = graph.find(reference)
+    target = graph.nodes.get(reference)
+    if target is None:
+        raise QmpError(f"Cannot find device='' nor node-name='{reference}'")
     if edge is not None and edge.node is target:
         return
     if _reaches(target, node):

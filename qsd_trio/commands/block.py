@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qsd_trio.block import query
-from qsd_trio.block.io import Node
 from qsd_trio.commands.abc import command
 from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
+    from qsd_trio.block.io import Node
     from qsd_trio.daemon import Daemon
     from qsd_trio.qapi import (
         BlockdevDelArg,

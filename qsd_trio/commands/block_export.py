@@ -43,7 +43,9 @@ async def block_export_add(daemon: Daemon, arg: Options) -> None:
     _check_iothread(daemon, arg)
     needed = Perm.CONSISTENT_READ | (Perm.WRITE if arg.writable else Perm.NONE)
     backend = await daemon.graph.open_backend(arg.node_name, needed, Perm.ALL)
+    backend.follows_resize = True
     try:
+        await backend.set_shared(export_class.shared_permissions)
         export = export_class.create(daemon, backend, arg)
     except BaseException:
         await backend.aclose()

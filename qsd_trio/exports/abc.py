@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from qsd_trio.block.abc import Perm
 from qsd_trio.registry import export_types
 from qsd_trio.services import Service
 
@@ -26,6 +27,8 @@ class Export(Service):
     type_name: ClassVar[str]
     backend: BlockBackend
     shutting_down: bool = False
+    #: What other users of the node may do.
+    shared_permissions: ClassVar[Perm] = Perm.ALL
 
     @classmethod
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from qsd_trio import trace
+from qsd_trio.block.abc import Perm
 from qsd_trio.errors import QmpError
 from qsd_trio.exports.abc import Export, export_type
 from qsd_trio.protocol.nbd.constants import MAX_REQUEST, MAX_STRING, TransmissionFlag
@@ -43,6 +44,9 @@ def check_string(what: str, text: str) -> None:
 @final
 class NbdExport(Export):
     """Serves the clients that chose its name. Their connections are tasks of the server."""
+
+    # As the real server's: a client has no way to learn of a new length. block_resize goes by its own rule.
+    shared_permissions = Perm.ALL & ~Perm.RESIZE
 
     def __init__(
         self, daemon: Daemon, server: NbdServer, backend: BlockBackend, options: Options

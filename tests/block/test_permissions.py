@@ -53,7 +53,7 @@ def test_defaults_per_role(
     child_needed: Perm,
     child_shared: Perm,
 ) -> None:
-    got = default_child_permissions(None, role, needed, shared, read_only=read_only)  # type: ignore[arg-type]
+    got = default_child_permissions(role, needed, shared, read_only=read_only)
     assert got == (child_needed, child_shared)
 
 

@@ -146,7 +146,6 @@ SCRIPTS: dict[str, list[Any]] = {
         *QUERIES,
         qmp("block_resize", node_name="q", size=8 * SMALL),
         qmp("block_resize", node_name="q", size=8 * SMALL - 1),
-        qmp("block_resize", node_name="q", size=8192),
         *QUERIES[:1],
         qmp("blockdev-del", node_name="q"),
         *QUERIES,

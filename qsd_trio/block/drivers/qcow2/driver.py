@@ -276,6 +276,7 @@ class Qcow2(FormatDriver):
             data["extended-l2"] = False
         return {
             "cluster-size": header.cluster_size,
+            "dirty-flag": bool(header.incompatible & lay.INCOMPAT_DIRTY),
             "format-specific": {"type": "qcow2", "data": data},
         }
 
