@@ -90,14 +90,19 @@ async def open_daemon_tables(*, held: bool = False) -> AsyncGenerator[Daemon]:
     serving = trio.Event()
     if not held:
         serving.set()
+    chardevs: ServiceTable[Chardev]
+    monitors: ServiceTable[Service]
+    jobs: ServiceTable[Job]
+    servers: ServiceTable[Service]
+    exports: ServiceTable[Export]
     async with (  # nesting is the shutdown order, read from the inside out
         open_object_table() as objects,
-        open_service_table("chardev", serving) as chardevs,
-        open_service_table("monitor", serving) as monitors,
+        open_service_table(Chardev, "chardev", serving) as chardevs,
+        open_service_table(Service, "monitor", serving) as monitors,
         open_block_graph(events, objects) as graph,
-        open_service_table("job", serving) as jobs,
-        open_service_table("server", serving) as servers,
-        open_service_table("export", serving) as exports,
+        open_service_table(Job, "job", serving) as jobs,
+        open_service_table(Service, "server", serving) as servers,
+        open_service_table(Export, "export", serving) as exports,
     ):
         daemon = Daemon(
             events=events,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,12 +58,12 @@ def running(*argv: str, pidfile: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_each_signal_is_a_clean_end(tmp_path: Path) -> None:
-    pidfile, socket = tmp_path / "pid", tmp_path / "qmp"
-    chardev = f"socket,id=c,path={socket},server=on,wait=off"
+    pidfile, path = tmp_path / "pid", tmp_path / "qmp"
+    chardev = f"socket,id=c,path={path},server=on,wait=off"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         with running("--chardev", chardev, "--monitor", "c", pidfile=pidfile) as process:
             assert int(pidfile.read_text()) == process.pid
-            assert socket.is_socket()
+            assert path.is_socket()
             process.send_signal(signal.SIGPIPE)  # ignored
             process.send_signal(number)
             assert process.communicate(timeout=TIMEOUT) == ("", "")
@@ -156,14 +157,14 @@ def test_daemonize_that_fails(argv: list[str], text: str) -> None:
 
 
 def test_a_signal_ends_a_start_that_waits(tmp_path: Path) -> None:
-    socket = tmp_path / "qmp"
+    path = tmp_path / "qmp"
     process = subprocess.Popen(
-        [*PROGRAM, "--chardev", f"socket,id=c,path={socket},server=on,wait=on"],
+        [*PROGRAM, "--chardev", f"socket,id=c,path={path},server=on,wait=on"],
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        wait_until(lambda: socket.exists() or process.poll() is not None)
+        wait_until(lambda: path.exists() or process.poll() is not None)
         process.terminate()
         process.wait(TIMEOUT)
         assert process.returncode == 0
@@ -218,3 +219,51 @@ async def test_nothing_is_served_before_the_command_line_is_done(
         daemon.start_serving()
         await trio.sleep(1)
         assert service.serving
+
+
+def test_a_session_on_stdio_traced(tmp_path: Path) -> None:
+    script = '{"execute": "qmp_capabilities"}\n{"execute": "quit", "id": 7}\n'
+    traced = ("--trace", "qmp_*_quit", "--trace", "monitor_qmp_cmd_in_band,file=log")
+    ended = subprocess.run(
+        [*PROGRAM, *traced, "--chardev", "stdio,id=c", "--monitor", "c"],
+        input=script,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(ended.stdout.splitlines()) == 3
+    assert (tmp_path / "log").read_text() == (
+        "monitor_qmp_cmd_in_band \n"
+        "monitor_qmp_cmd_in_band 7\n"
+        "qmp_enter_quit {}\n"
+        "qmp_exit_quit {} 1\n"
+    )
+
+
+def test_a_listening_socket_is_handed_over_by_number(tmp_path: Path) -> None:
+    path = str(tmp_path / "qmp")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        process = subprocess.Popen(
+            [
+                *PROGRAM,
+                *("--chardev", f"socket,fd={listener.fileno()},server=on,id=c"),
+                *("--monitor", "c"),
+            ],
+            pass_fds=[listener.fileno()],
+        )
+    try:
+        # The connection waits in the listener's queue: there is nothing to poll for.
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(TIMEOUT)
+            client.connect(path)
+            assert client.recv(8).startswith(b'{"QMP": ')
+            client.sendall(b'{"execute": "qmp_capabilities"}{"execute": "quit"}')
+            assert process.wait(TIMEOUT) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -51,7 +51,7 @@ async def dispatch(daemon: Daemon, value: Json, session: Negotiation) -> dict[st
             reply["return"] = await _carry_out(daemon, request, session, reply.get("id"))
         except QmpError as exc:
             if _trace_error.on:
-                _trace_error(dump_json(reply.get("id", "")))
+                _trace_error(dump_json(reply["id"]) if "id" in reply else "")
             reply["error"] = {"class": exc.qmp_class, "desc": str(exc)}
 
     crash = await run_isolated("QMP command", answer)
@@ -70,10 +70,10 @@ async def _carry_out(daemon: Daemon, request: Request, session: Negotiation, id_
         raise unknown_command(name)
     if request.oob:
         if _trace_oob.on:
-            _trace_oob(dump_json(id_))
+            _trace_oob("" if id_ is None else dump_json(id_))
         raise QmpError(f"The command {name} does not support OOB")
     if _trace_in_band.on:
-        _trace_in_band(dump_json(id_))
+        _trace_in_band("" if id_ is None else dump_json(id_))
     if entry.with_session:
         return await run_command(daemon, name, request.arguments, session)
     return await run_command(daemon, name, request.arguments)
