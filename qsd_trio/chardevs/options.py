@@ -6,8 +6,6 @@ import logging
 import re
 from typing import TYPE_CHECKING, Final, final
 
-import attrs
-
 from qsd_trio.errors import QmpError
 from qsd_trio.qapi.converter import from_qmp
 from qsd_trio.qapi.qemuopts import CHARDEV_OPTIONS, OptsError, describe_options, parse_opts
@@ -38,20 +36,12 @@ class HelpWanted(Exception):  # no error
         self.exit_status = exit_status
 
 
-@final
-@attrs.frozen(kw_only=True)
-class ParsedChardev:
-    """What one ``--chardev`` asks for: (id, backend), more than one with ``mux=on``."""
+def parse_chardev(text: str) -> list[tuple[str, ChardevBackend]]:
+    """Return (id, backend) of the chardevs to add: one, or two with ``mux=on``.
 
-    backends: list[tuple[str, ChardevBackend]]
-    #: To be reported before anything is done.
-    warnings: list[str]
-
-
-def parse_chardev(text: str) -> ParsedChardev:
-    """Parse the argument of ``--chardev``; QmpError if it is wrong, HelpWanted if it asks for help."""
-    warnings: list[str] = []
-    opts = _parse(text, warnings)
+    Raises QmpError if the argument is wrong, HelpWanted if it asks for help; warnings are logged.
+    """
+    opts = _parse(text)
     backend = opts.get("backend")
     if backend in ("help", "?"):
         names = "".join(f"  {name}\n" for name in chardev_backends)
@@ -64,7 +54,7 @@ def parse_chardev(text: str) -> ParsedChardev:
         raise QmpError(f'chardev: "{opts.id}" missing backend')
     if backend in _OLD_NAMES:
         new = _OLD_NAMES[backend]
-        warnings.append(f"warning: The alias '{backend}' is deprecated, use '{new}' instead")
+        log.warning("warning: The alias '%s' is deprecated, use '%s' instead", backend, new)
         backend = new
     if backend not in chardev_backends:
         raise QmpError(f"'{backend}' is not a valid char driver name")
@@ -75,7 +65,7 @@ def parse_chardev(text: str) -> ParsedChardev:
         backends.append((f"{id_}-base", _typed(backend, data)))
         backend, data = "mux", {"chardev": f"{id_}-base"}
     backends.append((id_, _typed(backend, data)))
-    return ParsedChardev(backends=backends, warnings=warnings)
+    return backends
 
 
 def _typed(backend: str, data: dict[str, Json]) -> ChardevBackend:
@@ -85,18 +75,17 @@ def _typed(backend: str, data: dict[str, Json]) -> ChardevBackend:
     return from_qmp(qapi.ChardevBackend, {"type": backend, "data": members})
 
 
-def _parse(text: str, warnings: list[str]) -> QemuOpts:
-    def warn(message: str, hint: str) -> None:
-        warnings.append(f"warning: {message}\n{hint}")
-
+def _parse(text: str) -> QemuOpts:
     try:
-        return parse_opts(text, "backend", options=KNOWN, warn=warn)
+        return parse_opts(text, "backend", options=KNOWN, warn=_warn)
     except OptsError as exc:
-        for warning in warnings:
-            log.warning("%s", warning)
         if exc.hint:
             exc.add_note(exc.hint)
         raise
+
+
+def _warn(message: str, hint: str) -> None:
+    log.warning("warning: %s\n%s", message, hint)
 
 
 def _signed(value: int | None) -> int | None:

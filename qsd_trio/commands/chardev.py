@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 from typing import TYPE_CHECKING, final
 
 import attrs
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
         RingbufWriteArg,
     )
     from qsd_trio.untyped import Json, Options
-
-
-log = logging.getLogger("qsd_trio.chardevs")
 
 
 async def add_chardev(daemon: Daemon, id_: str, backend: ChardevBackend) -> Chardev:
@@ -193,12 +189,10 @@ async def chardev_option(daemon: Daemon, text: str) -> OptionOutcome:
     from qsd_trio.chardevs.options import HelpWanted, parse_chardev
 
     try:
-        parsed = parse_chardev(text)
+        backends = parse_chardev(text)
     except HelpWanted as exc:
         return OptionOutcome(stdout=exc.listing, exit_status=exc.exit_status)
-    for warning in parsed.warnings:
-        log.warning("%s", warning)
-    for id_, backend in parsed.backends:
+    for id_, backend in backends:
         chardev = await add_chardev(daemon, id_, backend)
     if chardev.pty is None:
         return OptionOutcome()
