@@ -194,9 +194,9 @@ async def run_isolated(
 
 @asynccontextmanager
 async def open_service_table(
-    kind: str, serving: trio.Event | None = None
+    of: type[S], kind: str, serving: trio.Event | None = None
 ) -> AsyncGenerator[ServiceTable[S]]:
-    """Open a table of services of ``kind``; leaving it stops them all and waits for them.
+    """Open a table of services of class ``of``, called ``kind``; leaving it stops them all and waits for them.
 
     Services are opened when they are started, but ``serve()`` waits for ``serving``, if there is one.
     Left normally, services get ``STOP_GRACE`` seconds to finish what is in flight. Left by an

@@ -9,11 +9,11 @@ import attrs
 from qsd_trio.registry import commands
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
-    from qsd_trio.untyped import Json
+    from qsd_trio.untyped import Handler
 
-Handler = TypeVar("Handler", bound="Callable[..., Awaitable[Json]]")
+HandlerT = TypeVar("HandlerT", bound="Handler")
 
 
 @final
@@ -27,14 +27,14 @@ class Command:
     """
 
     name: str
-    function: Callable[..., Awaitable[Json]]
+    function: Handler
     with_session: bool = False
 
 
-def command(name: str, *, with_session: bool = False) -> Callable[[Handler], Handler]:
+def command(name: str, *, with_session: bool = False) -> Callable[[HandlerT], HandlerT]:
     """Register a coroutine function as the handler of QMP command ``name``."""
 
-    def decorate(function: Handler) -> Handler:
+    def decorate(function: HandlerT) -> HandlerT:
         commands.register(name)(Command(name=name, function=function, with_session=with_session))
         return function
 

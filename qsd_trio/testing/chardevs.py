@@ -7,7 +7,7 @@ when one front-end is all it takes, when sessions follow each other, and when th
 from __future__ import annotations
 
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, TypeAlias, cast, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 import trio
 
@@ -58,10 +58,7 @@ async def receive_to_end(stream: trio.abc.Stream) -> bytes:
 async def running(chardev: Chardev) -> AsyncGenerator[ServiceTable[Chardev]]:
     """Run ``chardev`` in a table of its own; raises what its opening raises."""
     failure: QmpError | None = None
-    opening = cast(
-        "AbstractAsyncContextManager[ServiceTable[Chardev]]", open_service_table("chardev")
-    )
-    async with opening as table:
+    async with open_service_table(Chardev, "chardev") as table:
         try:
             await table.start(chardev)
         except QmpError as exc:

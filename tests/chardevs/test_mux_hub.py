@@ -50,7 +50,7 @@ class MemoryChardev(Chardev):
 @asynccontextmanager
 async def table_of(*chardevs: Chardev) -> AsyncIterator[None]:
     failure: QmpError | None = None
-    async with open_service_table("chardev") as table:
+    async with open_service_table(Chardev, "chardev") as table:
         try:
             for chardev in chardevs:
                 await table.start(chardev)

@@ -31,7 +31,7 @@ async def test_the_opener_is_closed(cancel: bool) -> None:
         raise QmpError("no room")
 
     table: ServiceTable[Job]
-    async with open_service_table("job") as table:
+    async with open_service_table(Job, "job") as table:
         job = CreateJob("j", EventBus(), create, opener, None)  # type: ignore[arg-type]  # a fake
         await table.start(job)
         await wait_all_tasks_blocked()

@@ -62,7 +62,7 @@ def states(bus: EventBus) -> list[str]:
 @pytest.fixture
 async def table() -> AsyncIterator[ServiceTable[Job]]:
     table: ServiceTable[Job]
-    async with open_service_table("job") as table:
+    async with open_service_table(Job, "job") as table:
         yield table
 
 
@@ -156,7 +156,7 @@ async def test_manual_finalize(bus: EventBus, table: ServiceTable[Job]) -> None:
 
 async def test_the_end_of_the_daemon(bus: EventBus, states: list[str]) -> None:
     table: ServiceTable[Job]
-    async with open_service_table("job") as table:
+    async with open_service_table(Job, "job") as table:
         await table.start(TestJob(bus, dismiss=False))
     assert states == ["created", "running", "aborting", "concluded", "null"]
 
