@@ -9,26 +9,18 @@ from __future__ import annotations
 import enum
 from functools import cache
 from types import GenericAlias
-from typing import Annotated, TypeAlias, Union, cast, final
+from typing import TypeAlias, Union, cast
 
 import attrs
 
-from ._base import NULL, QapiNull, QapiObject
+from ._base import QapiNull, QapiObject
 from ._names import branch_name, member_name, value_name
 from ._tables import ALTERNATES, ENUMS, STRUCTS, UNIONS
 
-# A class, an Annotated or a Union: made at run time, so that mypy has nothing to say about it.
+# A class, a list of one or a Union: made at run time, so that mypy has nothing to say about it.
 Made: TypeAlias = type
 
 MODULE = "qsd_trio.qapi"
-
-
-@final
-@attrs.frozen
-class Qapi:
-    """The mark on a member's type: the QAPI type it stands for."""
-
-    name: str
 
 
 INTEGERS = frozenset(
@@ -49,7 +41,7 @@ def make(name: str) -> Made:
         values = [(value_name(value), value) for value in ENUMS[name]]
         return cast(Made, enum.Enum(name, values, module=MODULE))
     if name in ALTERNATES:
-        branches = [SCALARS.get(item) or make_type(item) for item in ALTERNATES[name]]
+        branches = [make_type(item) for item in ALTERNATES[name]]
         return cast(Made, Union[tuple(branches)])  # noqa: UP007  # of a tuple made here
     union, _, _ = name.partition("_")
     for value, struct in UNIONS[union][1]:
@@ -63,18 +55,13 @@ def make_branch(union: str, value: str) -> Made:
     return make(branch_name(union, value))
 
 
-@cache
 def make_type(kind: str) -> Made:
     """Return the Python type of a type expression of the tables: "str", "[BlockdevRef]" ..."""
     if kind.startswith("["):
-        return cast(Made, Annotated[GenericAlias(list, (make_type(kind[1:-1]),)), Qapi(kind)])
+        return cast(Made, GenericAlias(list, (make_type(kind[1:-1]),)))
     if kind in INTEGERS:
-        return cast(Made, Annotated[int, Qapi(kind)])
-    if kind in SCALARS:
-        return cast(Made, Annotated[SCALARS[kind], Qapi(kind)])
-    if kind in ALTERNATES:
-        return cast(Made, Annotated[make(kind), Qapi(kind)])
-    return make(kind)
+        return int
+    return SCALARS.get(kind) or make(kind)
 
 
 def flat_members(name: str) -> list[tuple[str, str, bool]]:
@@ -92,10 +79,10 @@ def tag_enum(union: str) -> str:
 def _make_struct(name: str) -> type[QapiObject]:
     base, members = STRUCTS[name]
     fields: dict[str, object] = {}
-    for wire, kind, optional in members:
-        # Types are resolved by the converter, when it needs them: making them would make what they name.
+    for wire, _, optional in members:
+        # The types stand in the tables: naming them here would make all that they name.
         default = None if optional else attrs.NOTHING
-        fields[member_name(wire)] = attrs.field(default=default, metadata={"qapi": kind})
+        fields[member_name(wire)] = attrs.field(default=default, kw_only=True)
     bases = (make(base),) if base else (QapiObject,)
     return _finish(name, fields, bases, flat_members(name))
 
@@ -104,7 +91,7 @@ def _make_branch(union: str, value: str, struct: str) -> type[QapiObject]:
     tag = UNIONS[union][0]
     kind = tag_enum(union)
     default = make(kind)(value)
-    fields = {member_name(tag): attrs.field(default=default, metadata={"qapi": kind})}
+    fields = {member_name(tag): attrs.field(default=default, kw_only=True)}
     bases = (make(struct), make(union)) if struct else (make(union),)
     members = flat_members(union) + (flat_members(struct) if struct else [])
     return _finish(branch_name(union, value), fields, bases, members)
@@ -123,7 +110,6 @@ def _finish(
         class_body={
             "qapi_members": tuple((member_name(wire), wire) for wire, _, _ in members),
         },
-        kw_only=True,
         frozen=True,
         slots=False,
         eq=False,
@@ -131,6 +117,3 @@ def _finish(
     )
     made.__module__ = MODULE  # make_class takes it from the caller's frame
     return made
-
-
-__all__ = ["NULL", "Qapi", "flat_members", "make", "make_branch", "make_type", "tag_enum"]

@@ -18,7 +18,7 @@ import cattrs
 
 from ..errors import QmpError
 from ._base import NULL, QapiNull, QapiObject
-from ._build import INTEGERS, Qapi, flat_members, make, make_branch
+from ._build import INTEGERS, flat_members, make, make_branch
 from ._names import member_name
 from ._tables import ALTERNATES, COMMANDS, ENUMS, STRUCTS, UNIONS
 from .numbers import (
@@ -388,9 +388,6 @@ def _is_qapi(kind: Any) -> bool:
 
 def _qapi_name(kind: Any) -> str:
     """Return the QAPI type a Python type stands for, or ""."""
-    for mark in getattr(kind, "__metadata__", ()):
-        if isinstance(mark, Qapi):
-            return mark.name
     name = getattr(kind, "__name__", "")
     if name in STRUCTS or name in ENUMS:
         return str(name) if make(name) is kind else ""
