@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import trio
 
+from qsd_trio.chardevs.abc import Chardev
 from qsd_trio.errors import QmpError
 from qsd_trio.services import open_service_table
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from qsd_trio.chardevs.abc import Chardev
     from qsd_trio.services import ServiceTable
 
 #: Opens the other side of a running chardev.
