@@ -488,7 +488,7 @@ def compare(
     theirs, mine = outcomes
     for index, (left, right) in enumerate(zip(theirs.replies, mine.replies, strict=False)):
         assert right == left, f"reply {index}, to {_shown(steps, index)}"
-    assert mine.replies == theirs.replies
+    assert mine.replies == theirs.replies, mine.stderr[-4000:]
     assert mine.events == theirs.events
     if check_stderr:
         assert mine.stderr == theirs.stderr
