@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from qsd_trio.block.graph import BlockGraph, open_block_graph
+from qsd_trio.chardevs.abc import Chardev
 from qsd_trio.events import EventBus
+from qsd_trio.exports.abc import Export
+from qsd_trio.jobs.abc import Job
 from qsd_trio.objects.abc import ObjectTable, open_object_table
 from qsd_trio.services import Service, ServiceTable, open_service_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from qsd_trio.chardevs.abc import Chardev
-    from qsd_trio.exports.abc import Export
     from qsd_trio.exports.nbd_server import NbdServer
-    from qsd_trio.jobs.abc import Job
 
 
 @final
@@ -38,7 +38,7 @@ class Daemon:
         graph: BlockGraph,
         jobs: ServiceTable[Job],
         exports: ServiceTable[Export],
-        servers: ServiceTable[Service],
+        servers: ServiceTable[NbdServer],
         serving: trio.Event,
     ) -> None:
         self.events = events
@@ -50,7 +50,6 @@ class Daemon:
         self.exports = exports
         #: Listeners that exports share; the NBD server is the only one.
         self.servers = servers
-        self.nbd_server: NbdServer | None = None
         #: In-band commands of all monitors run one at a time, as on QEMU's main loop.
         self.command_lock = trio.Lock()
         self._quit = trio.Event()
@@ -59,6 +58,11 @@ class Daemon:
     def start_serving(self) -> None:
         """Let the services serve that were only opened until now (see ``open_daemon_tables``)."""
         self._serving.set()
+
+    @property
+    def nbd_server(self) -> NbdServer | None:
+        """The NBD server, while there is one."""
+        return self.servers.get("nbd")
 
     def request_quit(self) -> None:
         """Ask the daemon to end; the second time, without waiting for what is in flight."""
@@ -90,11 +94,6 @@ async def open_daemon_tables(*, held: bool = False) -> AsyncGenerator[Daemon]:
     serving = trio.Event()
     if not held:
         serving.set()
-    chardevs: ServiceTable[Chardev]
-    monitors: ServiceTable[Service]
-    jobs: ServiceTable[Job]
-    servers: ServiceTable[Service]
-    exports: ServiceTable[Export]
     async with (  # nesting is the shutdown order, read from the inside out
         open_object_table() as objects,
         open_service_table(Chardev, "chardev", serving) as chardevs,
