@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 import trio
 
@@ -38,7 +38,7 @@ class Daemon:
         graph: BlockGraph,
         jobs: ServiceTable[Job],
         exports: ServiceTable[Export],
-        servers: ServiceTable[NbdServer],
+        servers: ServiceTable[Service],
         serving: trio.Event,
     ) -> None:
         self.events = events
@@ -62,7 +62,7 @@ class Daemon:
     @property
     def nbd_server(self) -> NbdServer | None:
         """The NBD server, while there is one."""
-        return self.servers.get("nbd")
+        return cast("NbdServer | None", self.servers.get("nbd"))
 
     def request_quit(self) -> None:
         """Ask the daemon to end; the second time, without waiting for what is in flight."""

@@ -10,6 +10,7 @@ from qsd_trio import trace
 from qsd_trio.block.abc import Perm
 from qsd_trio.commands.abc import command
 from qsd_trio.errors import QmpError
+from qsd_trio.exports.abc import ExportContext
 from qsd_trio.registry import export_types
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ async def block_export_add(daemon: Daemon, arg: Options) -> None:
     backend.follows_resize = True
     try:
         await backend.set_shared(export_class.shared_permissions)
-        export = export_class.create(daemon, backend, arg)
+        export = export_class.create(
+            ExportContext(events=daemon.events, graph=daemon.graph, nbd_server=daemon.nbd_server),
+            backend,
+            arg,
+        )
     except BaseException:
         await backend.aclose()
         raise
@@ -123,7 +128,7 @@ async def nbd_server_start(daemon: Daemon, arg: Options) -> None:
         )
         if value is not None
     }
-    await daemon.servers.start(NbdServer(daemon, arg.addr, **limits))
+    await daemon.servers.start(NbdServer(arg.addr, **limits))
 
 
 @command("nbd-server-stop")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar, final
+
+import attrs
 
 from qsd_trio.block.abc import Perm
 from qsd_trio.registry import export_types
@@ -13,8 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd_trio.block.backend import BlockBackend
-    from qsd_trio.daemon import Daemon
+    from qsd_trio.block.graph import BlockGraph
+    from qsd_trio.events import EventBus
+    from qsd_trio.exports.nbd_server import NbdServer
     from qsd_trio.untyped import Options
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ExportContext:
+    """What an export sees of the daemon that it belongs to."""
+
+    events: EventBus
+    graph: BlockGraph
+    nbd_server: NbdServer | None
 
 
 class Export(Service):
@@ -32,7 +46,7 @@ class Export(Service):
 
     @classmethod
     @abstractmethod
-    def create(cls, daemon: Daemon, backend: BlockBackend, options: Options) -> Export:
+    def create(cls, context: ExportContext, backend: BlockBackend, options: Options) -> Export:
         """Check ``options`` (the generated BlockExportOptionsX) and return the export, not yet open.
 
         Raises QmpError and leaves nothing behind.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from qsd_trio.block.backend import BlockBackend
-    from qsd_trio.daemon import Daemon
+    from qsd_trio.exports.abc import ExportContext
     from qsd_trio.exports.nbd_server import NbdServer
     from qsd_trio.exports.nbd_transmission import Transmission
     from qsd_trio.protocol.nbd.negotiation import ExportChosen
@@ -49,13 +49,13 @@ class NbdExport(Export):
     shared_permissions = Perm.ALL & ~Perm.RESIZE
 
     def __init__(
-        self, daemon: Daemon, server: NbdServer, backend: BlockBackend, options: Options
+        self, context: ExportContext, server: NbdServer, backend: BlockBackend, options: Options
     ) -> None:
         self.id = options.id
         self.backend = backend
         self.name: str = options.name if options.name is not None else backend.node.node_name
         self.description: str | None = options.description
-        self._daemon = daemon
+        self._events = context.events
         self._server = server
         self._writable = bool(options.writable)
         self._writethrough = bool(options.writethrough)
@@ -65,19 +65,19 @@ class NbdExport(Export):
         self._idle = trio.Event()
 
     @classmethod
-    def create(cls, daemon: Daemon, backend: BlockBackend, options: Options) -> NbdExport:
+    def create(cls, context: ExportContext, backend: BlockBackend, options: Options) -> NbdExport:
         """Check the options (BlockExportOptionsNbd)."""
-        server = daemon.nbd_server
+        server = context.nbd_server
         if server is None:
             raise QmpError("NBD server not running")
-        export = cls(daemon, server, backend, options)
+        export = cls(context, server, backend, options)
         check_string("export name", export.name)
         if export.description is not None:
             check_string("description", export.description)
         if export.name in server.exports:
             raise QmpError(f"NBD server already has export named '{export.name}'")
         for bitmap in options.bitmaps or ():
-            _find_bitmap(daemon, bitmap)
+            _find_bitmap(context, bitmap)
         return export
 
     @asynccontextmanager
@@ -121,7 +121,7 @@ class NbdExport(Export):
     def gone(self) -> None:
         """Tell the monitors."""
         _trace_deleted(self.id)
-        self._daemon.events.emit("BLOCK_EXPORT_DELETED", id=self.id)
+        self._events.emit("BLOCK_EXPORT_DELETED", id=self.id)
 
     @property
     def in_use(self) -> bool:
@@ -180,10 +180,10 @@ class NbdExport(Export):
             self._idle.set()
 
 
-def _find_bitmap(daemon: Daemon, bitmap: Options) -> None:
+def _find_bitmap(context: ExportContext, bitmap: Options) -> None:
     # Nodes have no dirty bitmaps yet: whatever is named is not there.
     if isinstance(bitmap, str):
         raise QmpError(f"Bitmap '{bitmap}' is not found")
-    if bitmap.node not in daemon.graph.nodes:
+    if bitmap.node not in context.graph.nodes:
         raise QmpError(f"Node '{bitmap.node}' not found")
     raise QmpError(f"Dirty bitmap '{bitmap.name}' not found")

@@ -1,6 +1,6 @@
 """The daemon's NBD server: listeners, the clients' negotiations, limits.
 
-There is at most one (``daemon.nbd_server``). Exports register themselves in ``exports``; once a client has chosen
+There is at most one in a daemon. Exports register themselves in ``exports``; once a client has chosen
 one, its connection is served by that export, in a task of the server.
 """
 
@@ -21,7 +21,6 @@ from qsd_trio.services import Service, run_isolated
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
-    from qsd_trio.daemon import Daemon
     from qsd_trio.exports.nbd import NbdExport
     from qsd_trio.net.listen import Listener
     from qsd_trio.protocol.nbd.negotiation import ExportInfo
@@ -48,7 +47,6 @@ class NbdServer(Service):
     """Accepts NBD clients on an address and hands them to the exports they choose.
 
     Args:
-        daemon: Where it shows itself as ``nbd_server`` while it is open.
         address: A SocketAddress or SocketAddressLegacy.
         max_connections: Clients served at once; 0 is no limit. More wait to be accepted.
         handshake_max_seconds: What a negotiation may take; 0 is no limit.
@@ -56,17 +54,15 @@ class NbdServer(Service):
 
     def __init__(
         self,
-        daemon: Daemon,
         address: Options,
         *,
         max_connections: int = 100,
         handshake_max_seconds: int = 10,
     ) -> None:
-        self.id = "nbd"
+        self.id = "nbd"  # there is one in a daemon
         self.exports: dict[str, NbdExport] = {}
         self.max_connections = max_connections
         self.listeners: list[Listener] = []
-        self._daemon = daemon
         self._address = address
         self._handshake_limit = float(handshake_max_seconds) or float("inf")
         self._connections = 0
@@ -80,12 +76,9 @@ class NbdServer(Service):
         from qsd_trio.net.listen import open_listeners
 
         self.listeners = await open_listeners(from_qapi(self._address))
-        self._daemon.nbd_server = self
         try:
             yield
         finally:
-            if self._daemon.nbd_server is self:
-                self._daemon.nbd_server = None
             for listener in self.listeners:
                 listener.close()
 
