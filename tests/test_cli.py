@@ -116,7 +116,11 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
 def test_daemonize(tmp_path: Path) -> None:
     pidfile = tmp_path / "pid"
     started = subprocess.run(
-        [*PROGRAM, "--daemonize", "--pidfile", "pid", "--blockdev", "null-co,node-name=a"],
+        [
+            *PROGRAM,
+            *("--daemonize", "--pidfile", "pid", "--blockdev", "null-co,node-name=a"),
+            *("--chardev", "socket,path=qmp,server=on,wait=off,id=c"),
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         capture_output=True,  # ends only if the daemon has let go of stdout and stderr
@@ -134,6 +138,7 @@ def test_daemonize(tmp_path: Path) -> None:
     finally:
         os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not pidfile.exists())
+    assert list(tmp_path.iterdir()) == []  # though it is in another directory now
 
 
 @pytest.mark.parametrize(

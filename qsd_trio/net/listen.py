@@ -53,8 +53,9 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
         self.socket = trio.socket.from_stdlib_socket(sock)
         #: Where it really listens: a port 0 is replaced.
         self.address: Address | None = address if address is not None else of_socket(sock)
-        self._path = unlink
-        self._identity = _identity(unlink) if unlink is not None else None
+        # Absolute: a daemon in the background leaves its working directory.
+        self._path = os.path.abspath(unlink) if unlink is not None else None
+        self._identity = _identity(self._path) if self._path is not None else None
 
     async def accept(self) -> trio.SocketStream:
         """Return the next connection; waits while the process is out of resources.
