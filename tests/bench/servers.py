@@ -143,8 +143,8 @@ class Server:
                     sock.connect(path)
                     if sock.recv(8) == b"NBDMAGIC":
                         return
-                except (FileNotFoundError, ConnectionRefusedError):
-                    pass  # not bound yet, or not listening yet
+                except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
+                    pass  # not bound yet, not listening yet, or on its way out
             time.sleep(0.001)
 
     def uri(self, export: str) -> str:
