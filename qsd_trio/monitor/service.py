@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from qsd_trio.errors import QmpError
-from qsd_trio.monitor.session import Session
 from qsd_trio.net.address import in_monitor
 from qsd_trio.services import Service, run_isolated
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from qsd_trio.chardevs.abc import Chardev
     from qsd_trio.daemon import Daemon
+    from qsd_trio.monitor.session import Session
     from qsd_trio.qapi import MonitorOptions
 
 # Nobody asks for a monitor by name, and QEMU allows a name twice.
@@ -47,6 +47,9 @@ class Monitor(Service):
 
     async def serve(self) -> None:
         """Serve until the chardev ends, or ``request_stop``. A crash ends one session only."""
+        # Not before the daemon is ready: JSON and the dispatcher take their time to load.
+        from qsd_trio.monitor.session import Session
+
         in_monitor.set(True)
         async with aclosing(self._chardev.sessions()) as streams:
             async for stream in streams:
