@@ -83,8 +83,8 @@ class Chardev(Service):
 
     @property
     def frontend_open(self) -> bool:
-        """``frontend-open`` of query-chardev."""
-        return self.frontend is not None
+        """``frontend-open`` of query-chardev; a mux or hub is as open as its own front-end."""
+        return self.frontend is not None and is_open(self.frontend)
 
     @property
     def busy(self) -> bool:
@@ -130,6 +130,11 @@ class Chardev(Service):
     @abstractmethod
     def backend_opened(self) -> AbstractAsyncContextManager[None]:
         """Acquire what the backend needs; release it on the way out, also under cancellation."""
+
+
+def is_open(frontend: Frontend) -> bool:
+    """Return whether a front-end counts: a mux or hub only if it has one itself."""
+    return not isinstance(frontend, Chardev) or frontend.frontend_open
 
 
 @final

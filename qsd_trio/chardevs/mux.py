@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from qsd_trio.chardevs.abc import Chardev, chardev_backend
+from qsd_trio.chardevs.abc import Chardev, chardev_backend, is_open
 from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ class MuxChardev(Chardev):
 
     @property
     def frontend_open(self) -> bool:
-        """Whether the front-end that has the input is there."""
-        return bool(self._frontends)
+        """Whether anyone is there."""
+        return any(is_open(frontend) for frontend in self._frontends)
 
     @property
     def busy(self) -> bool:

@@ -127,7 +127,8 @@ def parse_opts(
 
     ``warn`` gets the text of each warning, and the line to print below it. Raises OptsError.
     """
-    identifier = next((v for k, v, _ in _pairs(text, implied_key) if k == "id"), None)
+    # Looked for without the implied key, as in C: `null,,id=a` has an id, and a comma in its backend.
+    identifier = next((v for k, v, _ in _pairs(text, None) if k == "id"), None)
     if identifier is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", identifier):
         raise OptsError("Parameter 'id' expects an identifier", ID_HINT)
     items: list[tuple[str, str]] = []

@@ -508,7 +508,7 @@ def test_waiting_for_a_client_says_so(sock_dir: Path) -> None:
             process.kill()
             process.wait()
             process.stderr.close()
-        assert not path.exists()
+        assert program == REAL or not path.exists()  # the real one leaves it behind
         texts.append([re.sub(r"^\S+: ", "", line) for line in (first, rest)])
     assert texts[0] == texts[1]
     assert "info: QEMU waiting for connection on: disconnected:unix:s,server=on" in texts[0][0]
