@@ -145,14 +145,10 @@ async def nbd_server_stop(daemon: Daemon) -> None:
 @command("nbd-server-add")
 async def nbd_server_add(daemon: Daemon, arg: Options) -> None:
     """Export a node over NBD under the export id that is its name (deprecated)."""
-    from qsd_trio.exports.nbd import check_string
     from qsd_trio.qapi import BlockExportOptions
     from qsd_trio.qapi.converter import from_qmp
 
     name = arg.name if arg.name is not None else arg.device
-    check_string("export name", name)
-    if arg.description is not None:
-        check_string("description", arg.description)
     node = daemon.graph.find(arg.device)
     options = {
         "type": "nbd",

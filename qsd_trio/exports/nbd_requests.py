@@ -88,16 +88,19 @@ class Rules(NamedTuple):
     has_contexts: bool
 
     def refusal(self, request: Request) -> Refusal | None:
-        """Return what is wrong with a request, as far as its header tells."""
+        """Return what is wrong with a request, as far as its header tells.
+
+        The specification would like EPERM for a read-only export and ENOSPC beyond the end; like the
+        real daemon, and for those who compare, this says EINVAL and explains itself in the text.
+        """
         flags, kind, _, offset, length = request
         if kind in (Cmd.READ, Cmd.WRITE, Cmd.CACHE) and length > MAX_REQUEST:
             return too_long(length)
         if self.read_only and kind in (Cmd.WRITE, Cmd.WRITE_ZEROES, Cmd.TRIM):
-            return Refusal(Error.EPERM, "Export is read-only")
+            return Refusal(Error.EINVAL, "Export is read-only")
         if offset + length > self.size:
-            error = Error.ENOSPC if kind in (Cmd.WRITE, Cmd.WRITE_ZEROES) else Error.EINVAL
             text = f"operation past EOF; From: {offset}, Len: {length}, Size: {self.size}"
-            return Refusal(error, text)
+            return Refusal(Error.EINVAL, text)
         if flags & ~self._valid_flags(kind):
             name = COMMAND_NAMES.get(kind, "<unknown>")
             text = f"unsupported flags for command {name} (got 0x{flags:x})"

@@ -421,6 +421,9 @@ class Transmission:
             if self._mode and not flags & DF and length > SMALL:
                 await self._sparse_read(request)
                 return
+            if not length and self._mode:  # a chunk of data must hold some
+                await self._send([self._replies.done(request)])
+                return
             data = memoryview(bytearray(length))
             if length:
                 await backend.preadv(offset, [data])

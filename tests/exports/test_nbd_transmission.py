@@ -130,6 +130,17 @@ async def test_other_commands(mode: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("mode", MODES)
+async def test_requests_of_no_bytes(mode: int) -> None:
+    async with live(mode=mode) as connection, client_of(connection, mode) as nbd:
+        with trio.fail_after(2):
+            [chunk] = await nbd.request(Cmd.READ, 0, 0)
+            assert (chunk.type, chunk.payload) == (ReplyType.NONE, b"")
+            await nbd.pwrite(SIZE, b"")
+            await nbd.zero(0, 0)
+            await nbd.trim(SIZE, 0)
+
+
 async def test_writethrough_makes_every_write_durable() -> None:
     backend = FakeBackend(SIZE)
     async with live(backend, writethrough=True) as connection, client_of(connection) as nbd:
@@ -244,7 +255,7 @@ async def test_block_status_of_enormous_ranges() -> None:
             SIZE - 1,
             2,
             0,
-            errno.ENOSPC,
+            errno.EINVAL,
             f"operation past EOF; From: {SIZE - 1}, Len: 2, Size: {SIZE}",
         ),
         (
@@ -310,7 +321,7 @@ async def test_refused_writes_keep_the_stream_in_step(mode: int) -> None:
             for length in (1, 100_000, 400_000):
                 with pytest.raises(NbdError) as error:
                     await nbd.pwrite(SIZE - length + 1, bytes(length))
-                assert error.value.errno == errno.ENOSPC
+                assert error.value.errno == errno.EINVAL
             assert await nbd.pread(0, 4096) == bytes(4096)
 
 
@@ -324,7 +335,7 @@ async def test_a_read_only_export_refuses_writes() -> None:
         ):
             with pytest.raises(NbdError, match="Export is read-only") as error:
                 await write()
-            assert error.value.errno == errno.EPERM
+            assert error.value.errno == errno.EINVAL
         assert connection.backend.content == bytes(SIZE)
 
 
