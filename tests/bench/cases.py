@@ -48,7 +48,6 @@ class Setting:
     directory: Path
     seconds: float
     quick: bool
-    imports: float  # milliseconds of starting Python with trio, attrs and cattrs
 
 
 Load: TypeAlias = Callable[[Server, Setting], Figures]
@@ -164,7 +163,7 @@ CASES = (
     Case(
         name="start to ready",
         images={"disk": RAW},
-        load=lambda server, setting: loads.run_start(server, setting.imports),
+        load=lambda server, _: loads.run_start(server),
         rows=(
             Row(figure="ms"),
             Row(figure="x of imports", at_most=2.5, absolute=True),
