@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 from qsd_trio._version import PACKAGE, QEMU_VERSION
 from qsd_trio.commands.abc import command
 from qsd_trio.errors import CommandNotFound
@@ -61,4 +63,7 @@ async def query_qmp_schema(daemon: Daemon) -> Json:
     """Describe the whole protocol."""
     from qsd_trio.qapi.introspect import query_qmp_schema
 
-    return query_qmp_schema()
+    schema = query_qmp_schema()
+    # Making it takes tens of milliseconds, writing it too: others may run in between.
+    await trio.lowlevel.checkpoint()
+    return schema
