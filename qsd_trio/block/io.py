@@ -129,6 +129,7 @@ class Node:
         self._events = events
         self._driver: BlockDriver | None = None
         self._length = 0
+        self._reached = 0  # neither wr_highest_offset nor _length is below
         self._limits = Limits()
         self._simple_reads = True
         self._slow_writes = 1  # reasons why map_write must answer None
@@ -172,6 +173,7 @@ class Node:
         driver = self.driver
         self._limits = driver.limits()
         self._length = -(-driver.getlength() // SECTOR) * SECTOR
+        self._reached = 0  # a truncated node may be shorter than what was written once
         self._simple_reads = self._limits.request_alignment == 1
         # Reads need nothing from the gate on the fast path: the driver answers itself.
         self.map_read = driver.map_read  # type: ignore[method-assign]  # saves a call per request
@@ -218,8 +220,9 @@ class Node:
         extents = self._driver.map_write(offset, length)  # type: ignore[union-attr]  # open: has edges
         if extents is not None:
             end = offset + length
-            if end > self.wr_highest_offset:
-                self.wr_highest_offset = end
+            if end > self._reached:
+                self._reached = end
+                self.wr_highest_offset = max(self.wr_highest_offset, end)
                 if end > self._length:
                     self._grow(end)
             self._dirty = True

@@ -185,12 +185,13 @@ class Metadata:
         """Return the L2 table of L1 entry ``index``, making it (or a copy of a shared one)."""
         while True:
             table = await self.table(index)
-            if table is not None and self.l1[index] & COPIED:
+            entry = self.l1[index]
+            if table is not None and entry & COPIED:
                 return table
             await self._make_room()
             await self.refcounts.prepare()
             # No await from here on.
-            if self.l2.get(index) is not table or self.l1[index] & COPIED:
+            if self.l2.get(index) is not table or self.l1[index] != entry:
                 continue
             cluster, count = self.refcounts.find_nowait(1)
             if not count:

@@ -65,6 +65,8 @@ class Refcounts:
     dirty_table: set[int] = attrs.field(init=False, factory=set)
     #: No cluster below is free, as far as the counters in memory go.
     free_index: int = attrs.field(init=False, default=0)
+    #: Clusters below are not to be handed out for now, free or not.
+    floor: int = attrs.field(init=False, default=0)
     bits: int = attrs.field(init=False)  # log2 of counters per block
     mask: int = attrs.field(init=False)
     _grow_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
@@ -283,7 +285,8 @@ class Refcounts:
         self.mark(number, at, at)
         if value > 1:
             return False
-        self.free_index = min(self.free_index, cluster)
+        if cluster >= self.floor:
+            self.free_index = min(self.free_index, cluster)
         return True
 
     # -- growth of the table -------------------------------------------------------------------------

@@ -138,9 +138,8 @@ async def _preallocate(image: Image, start: int, end: int, mode: str) -> None:
     first = start >> bits
     last = (end - 1) >> bits if end > start else first - 1
     count = last - first + 1
-    lowest = refcounts.free_index
     # Only what was never used holds zeroes.
-    refcounts.free_index = max(lowest, refcounts.fresh_from)
+    refcounts.floor = refcounts.free_index = max(refcounts.free_index, refcounts.fresh_from)
     try:
         if mode != "metadata" and count > 0:
             tables = (count >> metadata.l2_bits) + 2
@@ -151,7 +150,7 @@ async def _preallocate(image: Image, start: int, end: int, mode: str) -> None:
         while number <= last:
             number += await _preallocate_some(image, number, last)
     finally:
-        refcounts.free_index = min(lowest, refcounts.free_index)
+        refcounts.floor = refcounts.free_index = 0
     await metadata.write_back()
     await image.file.truncate(
         refcounts.fresh_from << bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from qsd_trio.block.abc import BlockStatus, Limits, Perm, ProtocolDriver, ReqFla
 from qsd_trio.block.drivers.qcow2 import Qcow2
 from qsd_trio.block.drivers.qcow2.create import write_image
 from qsd_trio.block.drivers.qcow2.header import OUR_V3_SIZE, V2_SIZE, Header
+from qsd_trio.errors import os_error
 from qsd_trio.qapi import BlockdevOptionsQcow2
 from qsd_trio.testing.memory import FakeOpener, child_of, node_over
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from qsd_trio.block.io import Node
 
+MAX_DISK = 1 << 28  # as a file system has a longest file
 OFFSET = 0x00FFFFFFFFFFFE00
 
 
@@ -88,6 +91,8 @@ class Disk(ProtocolDriver):
 
     def store(self, offset: int, data: bytes) -> None:
         """Write."""
+        if offset + len(data) > MAX_DISK:
+            raise os_error(errno.EFBIG)
         if len(self.data) < offset:
             self.data += bytes(offset - len(self.data))
         self.data[offset : offset + len(data)] = data
@@ -253,7 +258,12 @@ def check(image: bytes, backing: bytes = b"") -> Report:
 
 
 async def make(
-    size: int, *, cluster_bits: int = 16, version: int = 3, refcount_order: int = 4, prealloc: str = "off"
+    size: int,
+    *,
+    cluster_bits: int = 16,
+    version: int = 3,
+    refcount_order: int = 4,
+    prealloc: str = "off",
 ) -> bytes:
     """Make an empty image."""
     disk = Disk()

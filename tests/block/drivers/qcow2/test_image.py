@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qsd_trio.block.abc import ReqFlag, StatusFlag
+from qsd_trio.block.io import Node
 from qsd_trio.testing.memory import memory_node, pattern
 from tests.block.drivers.qcow2.kit import (
     Disk,
@@ -39,7 +40,7 @@ SHAPES = [
 
 
 async def random_work(
-    node, rng: random.Random, model: bytearray, steps: int, *, backing: bool = False
+    node: Node, rng: random.Random, model: bytearray, steps: int, *, backing: bool = False
 ) -> None:
     """Do random requests; compare each time."""
     size = len(model)
@@ -120,9 +121,7 @@ async def test_compressed_clusters(tmp_path: Path, cluster_size: int) -> None:
     size = 4 * cluster_size + (1 << 18)
     content = (pattern(1000) * (size // 1000 + 1))[:size]
     raw.write_bytes(content)
-    qemu_img(
-        "convert", "-q", "-c", "-O", "qcow2", "-o", f"cluster_size={cluster_size}", raw, path
-    )
+    qemu_img("convert", "-q", "-c", "-O", "qcow2", "-o", f"cluster_size={cluster_size}", raw, path)
     disk = Disk(path.read_bytes())
     model = bytearray(content)
     async with opened(disk) as node:
@@ -146,7 +145,9 @@ async def test_a_truncated_compressed_cluster_is_an_input_error(tmp_path: Path) 
     image[-512:] = b"\xff" * 512
     image[-1024:-512] = b"\xff" * 512
     async with opened(Disk(bytes(image))) as node:
-        start = node.driver.image.compressed_extent((await node.driver.image.metadata.table(0))[0])[0]
+        start = node.driver.image.compressed_extent((await node.driver.image.metadata.table(0))[0])[
+            0
+        ]
     image[start : start + 64] = b"\xff" * 64
     async with opened(Disk(bytes(image))) as node:
         with pytest.raises(OSError, match="Input/output"):
