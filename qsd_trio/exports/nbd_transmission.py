@@ -5,7 +5,7 @@ Requests are read many at a time into one buffer. What the page cache can answer
 writes piece by piece from the receive buffer. Everything else is a task of its own, bounded in number and bytes.
 
 Order: the fast path writes into the page cache before it goes on, so a later flush or FUA covers it. Replies never
-interleave: whoever must wait in the middle of one holds ``_send_lock``.
+interleave: whoever must wait in the middle of one holds the wire's lock.
 
 See DESIGN.md, section 5.
 """
@@ -13,25 +13,24 @@ See DESIGN.md, section 5.
 from __future__ import annotations
 
 import mmap
-import socket
-from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from qsd_trio.block.abc import ReqFlag, StatusFlag
+from qsd_trio.block.abc import ReqFlag
 from qsd_trio.errors import RemoteProtocolError
+from qsd_trio.exports.nbd_reads import MAX_EXTENTS, PIECE, LargeReads, read_extents_now
 from qsd_trio.exports.nbd_requests import (
     Refusal,
     Rules,
     failure,
-    segments,
     too_long,
     trace_request,
     tracing,
 )
 from qsd_trio.exports.nbd_status import collect
+from qsd_trio.exports.nbd_wire import ClientGone, Wire
 from qsd_trio.protocol.nbd.constants import (
     EXTENDED_REQUEST_MAGIC,
     MAX_REQUEST,
@@ -53,7 +52,7 @@ from qsd_trio.protocol.nbd.transmission import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import socket
 
     from qsd_trio.block.abc import Extents
     from qsd_trio.block.backend import BlockBackend
@@ -68,23 +67,14 @@ RECEIVE_BUFFER: Final = 256 * KiB
 ARENA: Final = 256 * KiB  # replies gathered before they are sent
 SMALL: Final = 64 * KiB  # reads of at most that are copied into the arena
 WHOLE_WRITE: Final = 128 * KiB  # writes of at most that wait for their data in the receive buffer
-PIECE: Final = 256 * KiB  # of a large read that cannot be sent by sendfile
 PAGE: Final = 4 * KiB
-MAX_EXTENTS: Final = 64  # of a read or write on the fast path
 
 MAX_REQUESTS_IN_FLIGHT: Final = 64  # on the slow path, per client
 MAX_BYTES_IN_FLIGHT: Final = 64 * MiB  # of their buffers
-STATUS_LOOK_AHEAD: Final = 1 << 30  # bytes a sparse read asks about beyond its own
-
-#: Seconds of serving without giving way to the other tasks of the loop (monitors must answer).
-TIME_SLICE: Final = 0.0015
-
-_ZEROES = memoryview(bytes(PIECE))
 
 READ, WRITE = Cmd.READ, Cmd.WRITE
 DF, FUA, PAYLOAD_LEN = CmdFlag.DF, CmdFlag.FUA, CmdFlag.PAYLOAD_LEN
 EXTENDED = Mode.EXTENDED
-ZERO = StatusFlag.ZERO
 
 # What _serve_buffered stopped at.
 _MORE = 0  # needs more data
@@ -114,7 +104,7 @@ class Transmission:
         writethrough: bool = False,
         received: bytes = b"",
     ) -> None:
-        self._sock = sock
+        self._wire = Wire(sock)
         self._backend = backend
         self._mode = chosen.mode
         self._contexts = chosen.contexts
@@ -126,8 +116,6 @@ class Transmission:
         self._replies = Replies(chosen.mode)
         self._extended = chosen.mode == Mode.EXTENDED
         self._header = EXTENDED_REQUEST if self._extended else REQUEST
-        # On loopback TCP, sendfile is slower than a copy; on unix sockets the pages move by reference.
-        self._by_sendfile = sock.family == socket.AF_UNIX
         # Anonymous maps: a client that only sends little costs only the pages it has touched.
         self._buffer = mmap.mmap(-1, max(RECEIVE_BUFFER, len(received)))
         self._view = memoryview(self._buffer)
@@ -137,13 +125,12 @@ class Transmission:
         self._arena_view = memoryview(self._arena)
         self._used = 0
         self._request = Request(0, 0, 0, 0, 0)
-        self._slice_end = 0.0
-        self._send_lock = trio.Lock()
+        self._reads = LargeReads(
+            self._wire, backend, self._replies, self._mode, self._arena_view[:PIECE]
+        )
         self._in_flight = 0
         self._bytes_in_flight = 0
         self._slot_freed = trio.Event()
-        self._stopping = False
-        self._known_data = (0, 0)  # offsets between which no hole was found
         self._limit = 0
 
     # -- life --------------------------------------------------------------------------------------
@@ -166,19 +153,11 @@ class Transmission:
 
     def stop(self) -> None:
         """Take no more requests; ``run`` returns when those in flight are answered."""
-        self._stopping = True
-        self._shutdown(socket.SHUT_RD)  # wakes whoever waits for a request
+        self._wire.stop()
 
     def abort(self) -> None:
         """Disconnect: nobody waits any more for a client that does not read its replies."""
-        self._stopping = True
-        self._shutdown(socket.SHUT_RDWR)
-
-    def _shutdown(self, how: int) -> None:
-        try:
-            self._sock.shutdown(how)
-        except OSError:
-            pass  # the client was quicker
+        self._wire.abort()
 
     def _resized(self) -> None:
         # The client knows the size at its start; a node that shrank since cannot serve all of it.
@@ -187,10 +166,10 @@ class Transmission:
     # -- receiving ---------------------------------------------------------------------------------
 
     async def _receive(self, nursery: trio.Nursery) -> None:
-        sock = self._sock
-        recv_into = sock.recv_into
-        self._slice_end = perf_counter() + TIME_SLICE
-        while not self._stopping:
+        wire = self._wire
+        recv_into = wire.sock.recv_into
+        wire.begin_slice()
+        while not wire.stopping:
             reason = self._serve_buffered()
             if self._used:
                 await self._flush_arena()
@@ -199,17 +178,26 @@ class Transmission:
                 try:
                     received = recv_into(self._view[self._end :])
                 except BlockingIOError:
-                    await trio.lowlevel.wait_readable(sock)
-                    self._slice_end = perf_counter() + TIME_SLICE
+                    await wire.wait_readable()
                     continue
                 if not received:
                     return
                 self._end += received
             elif reason == _REQUEST and not await self._dispatch(nursery, self._request):
                 return
-            if perf_counter() > self._slice_end:
-                await trio.lowlevel.checkpoint()
-                self._slice_end = perf_counter() + TIME_SLICE
+            await wire.give_way()
+
+    async def _flush_arena(self) -> None:
+        used, self._used = self._used, 0
+        wire = self._wire
+        sent = 0
+        if not wire.lock.locked():
+            try:
+                sent = wire.sock.send(self._arena_view[:used])
+            except BlockingIOError:
+                pass
+        if sent < used:
+            await wire.send([self._arena_view[sent:used]])
 
     def _compact(self) -> None:
         start, end = self._start, self._end
@@ -227,7 +215,7 @@ class Transmission:
         arena, arena_view = self._arena, self._arena_view
         start, end, used = self._start, self._end, self._used
         unpack, header_size = self._header.unpack_from, self._header.size
-        limit, slice_end = self._limit, self._slice_end
+        limit, slice_end = self._limit, self._wire.slice_end
         map_read, map_write = self._backend.map_read, self._backend.map_write
         mode, writable = self._mode, self._writable
         magic_wanted = EXTENDED_REQUEST_MAGIC if mode == EXTENDED else REQUEST_MAGIC
@@ -263,7 +251,7 @@ class Transmission:
                             except OSError:
                                 done = False  # the slow path meets it again, and reports it
                         else:
-                            done = _read_extents_now(extents, arena_view[data:stop])
+                            done = read_extents_now(extents, arena_view[data:stop])
                         if done:
                             if traced:
                                 trace_request(magic, flags, kind, cookie, offset, length)
@@ -315,7 +303,11 @@ class Transmission:
         if refusal is not None:
             await self._refuse(request, refusal)
         elif not (
-            kind == READ and length > SMALL and not flags & FUA and await self._large_read(request)
+            kind == READ
+            and length > SMALL
+            and not flags & FUA
+            and request.offset + length <= self._limit
+            and await self._reads.fast(request)
         ):
             need = length if kind == READ else 0
             await self._take_slot(need)
@@ -357,7 +349,7 @@ class Transmission:
         return True
 
     async def _refuse(self, request: Request, refusal: Refusal) -> None:
-        await self._send([self._replies.error(request, refusal.error, refusal.text)])
+        await self._wire.send([self._replies.error(request, refusal.error, refusal.text)])
 
     async def _take_payload(self, length: int) -> memoryview | None:
         """Return the next ``length`` bytes from the client in a buffer of their own; None: it left."""
@@ -366,20 +358,11 @@ class Transmission:
         payload[:at] = self._view[self._start : self._start + at]
         self._start += at
         while at < length:
-            received = await self._receive_into(payload[at:])
+            received = await self._wire.receive_into(payload[at:])
             if not received:
                 return None
             at += received
         return payload
-
-    async def _receive_into(self, view: memoryview) -> int:
-        while not self._stopping:
-            try:
-                return self._sock.recv_into(view)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
-                self._slice_end = perf_counter() + TIME_SLICE
-        return 0
 
     async def _take_slot(self, need: int) -> None:
         while self._in_flight and (
@@ -388,7 +371,7 @@ class Transmission:
         ):
             self._slot_freed = trio.Event()
             await self._slot_freed.wait()
-            self._slice_end = perf_counter() + TIME_SLICE
+            self._wire.begin_slice()
         self._in_flight += 1
         self._bytes_in_flight += need
 
@@ -402,11 +385,11 @@ class Transmission:
         try:
             try:
                 await self._do(request, payload)
-            except _ClientGone:
+            except ClientGone:
                 self.stop()
             except OSError as exc:
                 await self._refuse(request, failure(request.type, exc))
-        except _ClientGone:
+        except ClientGone:
             self.stop()
         finally:
             self._give_slot(need)
@@ -419,15 +402,15 @@ class Transmission:
             if flags & FUA:
                 await backend.flush()
             if self._mode and not flags & DF and length > SMALL:
-                await self._sparse_read(request)
+                await self._reads.sparse(request, self._limit)
                 return
             if not length and self._mode:  # a chunk of data must hold some
-                await self._send([self._replies.done(request)])
+                await self._wire.send([self._replies.done(request)])
                 return
             data = memoryview(bytearray(length))
             if length:
                 await backend.preadv(offset, [data])
-            await self._send([self._replies.data_header(request, offset, length), data])
+            await self._wire.send([self._replies.data_header(request, offset, length), data])
             return
         if kind == WRITE:
             await backend.pwritev(offset, [memoryview(payload)], durable)
@@ -449,129 +432,7 @@ class Transmission:
         elif kind == Cmd.BLOCK_STATUS:
             await self._block_status(request, payload)
             return
-        await self._send([self._replies.ok(request)])
-
-    # -- reads -------------------------------------------------------------------------------------
-
-    async def _large_read(self, request: Request) -> bool:
-        """Answer a large read from the page cache. False: nothing was sent, take the slow path."""
-        flags, _, _, offset, length = request
-        if offset + length > self._limit:
-            return False
-        sparse = self._mode and not flags & DF
-        if sparse and not (
-            self._known_data[0] <= offset and offset + length <= self._known_data[1]
-        ):
-            return False  # the slow path looks for holes, and remembers where there are none
-        extents = self._backend.map_read(offset, length)
-        if extents is None or len(extents) > MAX_EXTENTS:
-            return False
-        for file, at, size in extents:
-            if file is not None and not (file.can_read_now and file.cached_now(at, size)):
-                return False
-        if self._send_lock.locked():
-            await self._send_lock.acquire()
-        else:
-            self._send_lock.acquire_nowait()
-        try:
-            if not sparse:
-                await self._send_locked([self._replies.data_header(request, offset, length)])
-                await self._send_content(offset, length)
-                return True
-            parts = segments(extents)
-            at = offset
-            for index, (is_data, size) in enumerate(parts):
-                last = index == len(parts) - 1
-                if is_data:
-                    header = self._replies.data_header(request, at, size, done=last)
-                    await self._send_locked([header])
-                    await self._send_content(at, size)
-                else:
-                    await self._send_locked([self._replies.hole(request, at, size, done=last)])
-                at += size
-        finally:
-            self._send_lock.release()
-        return True
-
-    async def _send_content(self, offset: int, length: int) -> None:
-        """Send the bytes of a range, whose header has been sent. The caller holds the send lock.
-
-        The range is mapped anew after each wait. It is too late to report an error: it ends the
-        connection, as the protocol demands.
-        """
-        end = offset + length
-        map_read = self._backend.map_read
-        out = self._sock.fileno()
-        while offset < end:
-            extents = map_read(offset, end - offset)
-            for file, at, size in extents or ():
-                if file is None:
-                    await self._send_locked([_ZEROES[: min(size, PIECE)]])
-                    offset += min(size, PIECE)
-                    if size > PIECE:
-                        break
-                elif self._by_sendfile and file.cached_now(at, size):
-                    try:
-                        sent = file.sendfile_now(out, at, size)
-                    except OSError as exc:  # the client's end, or the file's
-                        raise _ClientGone from exc
-                    if sent < 0:
-                        await self._wait_writable()
-                        break
-                    if not sent:  # beyond the end of the file: a node's length is rounded up
-                        await self._send_locked([_ZEROES[: min(size, PIECE)]])
-                        sent = min(size, PIECE)
-                    offset += sent
-                    if sent < size:
-                        break
-                else:
-                    offset += await self._send_piece(offset, min(size, PIECE))
-                    break  # there was an await: what was mapped is stale
-            if extents is None:
-                offset += await self._send_piece(offset, min(end - offset, PIECE))
-
-    async def _send_piece(self, offset: int, length: int) -> int:
-        # The arena is empty here: it was sent before this request was begun.
-        piece = self._arena_view[:length]
-        extents = self._backend.map_read(offset, length)
-        if extents is None or not _read_extents_now(extents, piece):
-            try:
-                await self._backend.preadv(offset, [piece])
-            except OSError as exc:
-                raise _ClientGone from exc
-        await self._send_locked([piece])
-        return length
-
-    async def _sparse_read(self, request: Request) -> None:
-        """Answer a large structured read in chunks, holes by name."""
-        offset, end = request.offset, request.offset + request.length
-        size = min(self._limit, end + STATUS_LOOK_AHEAD)
-        pieces: list[tuple[bool, int, int]] = []
-        at = offset
-        while at < end:
-            status = await self._backend.block_status_above(at, max(size, end) - at)
-            if (
-                not status.flags & ZERO
-                and status.length > self._known_data[1] - self._known_data[0]
-            ):
-                self._known_data = (at, at + status.length)
-            length = min(status.length, end - at)
-            is_data = not status.flags & ZERO
-            if pieces and pieces[-1][0] == is_data:
-                _, before, so_far = pieces[-1]
-                pieces[-1] = (is_data, before, so_far + length)
-            else:
-                pieces.append((is_data, at, length))
-            at += length
-        for index, (is_data, at, length) in enumerate(pieces):
-            done = index == len(pieces) - 1
-            if is_data:
-                data = memoryview(bytearray(length))
-                await self._backend.preadv(at, [data])
-                header = self._replies.data_header(request, at, length, done=done)
-                await self._send([header, data])
-            else:
-                await self._send([self._replies.hole(request, at, length, done=done)])
+        await self._wire.send([self._replies.ok(request)])
 
     async def _block_status(self, request: Request, payload: Buffer) -> None:
         length = request.length
@@ -599,7 +460,7 @@ class Transmission:
             )
             done = id_ == contexts[-1]
             chunks.append(self._replies.block_status(request, id_, extents, done=done))
-        await self._send(chunks or [self._replies.done(request)])
+        await self._wire.send(chunks or [self._replies.done(request)])
 
     # -- writes ------------------------------------------------------------------------------------
 
@@ -628,17 +489,15 @@ class Transmission:
             self._compact()
             # Not far beyond this request: what follows would have to be moved.
             room = min(len(view) - self._end, end - offset + PAGE)
-            received = await self._receive_into(view[self._end : self._end + room])
+            received = await self._wire.receive_into(view[self._end : self._end + room])
             if not received:
                 return False
             self._end += received
-            if perf_counter() > self._slice_end:
-                await trio.lowlevel.checkpoint()
-                self._slice_end = perf_counter() + TIME_SLICE
+            await self._wire.give_way()
         if error is not None:
             await self._refuse(request, failure(WRITE, error))
         else:
-            await self._send([self._replies.ok(request)])
+            await self._wire.send([self._replies.ok(request)])
         return True
 
     async def _write_piece(self, offset: int, piece: memoryview) -> None:
@@ -647,81 +506,6 @@ class Transmission:
             if extents is not None and _write_extents_now(extents, piece):
                 return
         await self._backend.pwritev(offset, [piece])
-
-    # -- sending -----------------------------------------------------------------------------------
-
-    async def _flush_arena(self) -> None:
-        used, self._used = self._used, 0
-        if self._send_lock.locked():
-            await self._send([self._arena_view[:used]])
-            return
-        try:
-            sent = self._sock.send(self._arena_view[:used])
-        except BlockingIOError:
-            sent = 0
-        if sent < used:
-            await self._send([self._arena_view[sent:used]])
-
-    async def _send(self, buffers: Sequence[Buffer]) -> None:
-        """Send the buffers as one reply; they may be used again on return."""
-        if self._send_lock.locked():
-            await self._send_lock.acquire()
-        else:
-            self._send_lock.acquire_nowait()
-        try:
-            await self._send_locked(buffers)
-        finally:
-            self._send_lock.release()
-
-    async def _send_locked(self, buffers: Sequence[Buffer]) -> None:
-        left: deque[memoryview] | None = None
-        while True:
-            try:
-                sent = self._sock.sendmsg(left or buffers)
-            except BlockingIOError:
-                sent = 0
-            except ConnectionError as exc:
-                raise _ClientGone from exc
-            if left is None:
-                if sent == sum(map(len, buffers)):
-                    return
-                left = deque([memoryview(buffer) for buffer in buffers])
-            while left and sent >= len(left[0]):
-                sent -= len(left.popleft())
-            if not left:
-                return
-            left[0] = left[0][sent:]
-            await self._wait_writable()
-
-    async def _wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self._sock)
-        self._slice_end = perf_counter() + TIME_SLICE
-
-
-class _ClientGone(ConnectionError):
-    """The connection broke while a reply was sent, or must be broken in the middle of one."""
-
-
-def _read_extents_now(extents: Extents, data: memoryview) -> bool:
-    """Fill ``data`` from the extents without waiting; False: it could not be done."""
-    if len(extents) > MAX_EXTENTS:
-        return False
-    at = 0
-    for file, offset, length in extents:
-        piece = data[at : at + length]
-        if file is None:
-            piece[:] = _ZEROES[:length]
-        else:
-            try:
-                done = file.read_now((piece,), offset)
-            except OSError:
-                return False
-            if done < 0:
-                return False
-            if done < length:
-                piece[done:] = _ZEROES[: length - done]
-        at += length
-    return True
 
 
 def _write_extents_now(extents: Extents, data: memoryview) -> bool:

@@ -143,7 +143,7 @@ class Live:
         except Exception as exc:
             self.error = exc
         finally:
-            self.server._sock.close()
+            self.server._wire.sock.close()
             self.over.set()
 
 
