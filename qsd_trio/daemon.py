@@ -13,7 +13,7 @@ from qsd_trio.events import EventBus
 from qsd_trio.exports.abc import Export
 from qsd_trio.jobs.abc import Job
 from qsd_trio.objects.abc import ObjectTable, open_object_table
-from qsd_trio.services import Service, ServiceTable, open_service_table
+from qsd_trio.services import STOP_GRACE, Service, ServiceTable, open_service_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -119,3 +119,7 @@ async def open_daemon_tables(*, held: bool = False) -> AsyncGenerator[Daemon]:
         finally:
             if not daemon.quit_requested:  # the second request would cut the deadlines
                 daemon.request_quit()
+        # A command that is being carried out ends before what it works on closes.
+        with trio.move_on_after(STOP_GRACE):
+            async with daemon.command_lock:
+                pass
