@@ -102,9 +102,7 @@ def test_any_split_gives_the_payload(messages: list[tuple[bytes, bytes]], cuts: 
     wire = request() + b"".join(frame(2, data, mask=mask) for data, mask in messages)
     server = WebSocketServer()
     edges = [0, *sorted(min(cut, len(wire)) for cut in cuts), len(wire)]
-    payload = b"".join(
-        server.receive_data(wire[a:b]) for a, b in itertools.pairwise(edges)
-    )
+    payload = b"".join(server.receive_data(wire[a:b]) for a, b in itertools.pairwise(edges))
     assert payload == b"".join(data for data, _ in messages)
 
 
