@@ -160,29 +160,3 @@ class FdPairStream(trio.abc.Stream):
             if side is not None:
                 side.close()
         await trio.lowlevel.checkpoint()
-
-
-@final
-class SinkStream(trio.abc.Stream):
-    """A stream that swallows what is sent and from which nothing comes."""
-
-    def __init__(self) -> None:
-        self._closed = trio.Event()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Forget ``data``."""
-        await trio.lowlevel.checkpoint()
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Return at once."""
-        await trio.lowlevel.checkpoint()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Wait until the stream is closed."""
-        await self._closed.wait()
-        raise trio.ClosedResourceError
-
-    async def aclose(self) -> None:
-        """End the waiting."""
-        self._closed.set()
-        await trio.lowlevel.checkpoint()
