@@ -181,8 +181,6 @@ class NodeOpener:
         try:
             return await self.child("backing", reference, ChildRole.COW)
         except QmpError as exc:
-            if isinstance(reference, str):
-                raise
             raise QmpError(f"Could not open backing file: {exc}") from exc
 
     def _implicit_backing(self, filename: str, format_: str | None) -> Options:

@@ -124,7 +124,7 @@ async def write_image(file: Child, header: Header, size: int, prealloc: str) -> 
     except OSError as exc:
         name = f"'{header.backing_file}' with format '{header.backing_format or '(null)'}'"
         raise with_errno(f"Could not assign backing file {name}", exc) from exc
-    await file.truncate(0)
+    # What the node holds already stays, unused: a device could not be emptied either.
     cluster_size = header.cluster_size
     await file.pwritev(0, [memoryview(start + bytes(cluster_size - len(start)))])
     entry = (2 * cluster_size).to_bytes(8, "big")

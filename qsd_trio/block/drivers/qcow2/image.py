@@ -177,9 +177,44 @@ class Image:
                     if host not in self._locations:
                         return self.file.map_write(host + within, length)
                     return None
+                if not entry & (OFFSET_MASK | COMPRESSED):
+                    return self._map_new(table, offset, length, entry)
         elif self.conflict(offset, offset + length) is not None:
             return None
         return self._map_write(table, offset, length)
+
+    def _map_new(self, table: array[int], offset: int, length: int, entry: int) -> Extents | None:
+        """Allocate one cluster for a write into it, if nothing is to be read or written besides."""
+        index = offset >> self.l1_shift
+        if not self.metadata.l1[index] & COPIED:
+            return None
+        refcounts = self.metadata.refcounts
+        cluster, found = refcounts.find_nowait(1)
+        if not found:
+            return None
+        if length < self.cluster_size:
+            if cluster < refcounts.fresh_from:
+                return None
+            if (
+                self.backing is not None
+                and not entry & ZERO
+                and offset & ~self.mask < self.backing.getlength()
+            ):
+                return None
+        host = cluster << self.cluster_bits
+        if host in self._locations:
+            return None  # a corrupt image: the slow path reports it
+        extents = self.file.map_write(host + (offset & self.mask), length)
+        if extents is None:
+            return None
+        for host_file, _, _ in extents:
+            if host_file is None or not host_file.can_write_now:
+                return None
+        refcounts.take_nowait(cluster, 1)
+        at = offset >> self.cluster_bits & self.l2_mask
+        table[at] = host | COPIED
+        self.metadata.mark_l2(index, at, at)
+        return extents
 
     def _map_write(self, table: array[int], offset: int, length: int) -> Extents | None:
         """Map a range of several clusters, or one to allocate."""
@@ -212,6 +247,8 @@ class Image:
                 if count > found:
                     return None
                 host = (cluster + count - 1) << bits
+                if host in metadata.locations:
+                    return None
             if runs and runs[-1][0] + runs[-1][1] == host:
                 runs[-1][1] += mask + 1
             else:

@@ -164,7 +164,8 @@ class Refcounts:
 
     def take_nowait(self, cluster: int, count: int) -> None:
         """Set the refcount of free clusters, all of one cached block, to 1."""
-        self._check_not_metadata(cluster, count)
+        if count > 1 or cluster << self.cluster_bits in self.locations:
+            self._check_not_metadata(cluster, count)
         self._take(cluster, count)
 
     def _take(self, cluster: int, count: int) -> None:

@@ -106,7 +106,7 @@ class _Creator:
 
 
 async def created(**options: object) -> bytes:
-    disk = Disk(b"old content" * 100)
+    disk = Disk()
     await create(_Creator(disk), BlockdevCreateOptionsQcow2(file="file", **options))
     return bytes(disk.data)
 
@@ -168,6 +168,20 @@ async def test_other_new_images_are_sound(tmp_path: Path, options: dict[str, obj
         assert_sound(path, bytes(options["size"]))
         async with opened(Disk(image)) as node:
             assert node.map_write(0, 1 << 20) is not None or node.map_write(0, 512) is None
+
+
+async def test_old_content_of_the_node_does_not_show() -> None:
+    disk = Disk(b"old content" * 100_000)
+    options = BlockdevCreateOptionsQcow2(
+        file="file", size=1 << 20, preallocation=PreallocMode.METADATA
+    )
+    await create(_Creator(disk), options)
+    async with opened(disk) as node:
+        assert await read(node, 0, 1 << 20) == bytes(1 << 20)
+        await write(node, 512, b"x", fast=True)
+        assert await read(node, 0, 1 << 20) == bytes(512) + b"x" + bytes((1 << 20) - 513)
+    report = check(bytes(disk.data))
+    assert (report.errors, report.leaks) == ([], [])
 
 
 # Texts of the real daemon.
