@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.oracle import OURS, Daemon, Wait, compare, qmp
+from tests.oracle import OURS, REAL, Daemon, Wait, compare, qmp
 from tests.peers import requires
 
-pytestmark = requires("qemu-storage-daemon", "qemu-img")
+pytestmark = requires("qemu-storage-daemon", "qemu-img", "nbdinfo")
 
 MIB = 1 << 20
 
@@ -256,3 +256,41 @@ def test_data_over_nbd(sock_dir: Path, cluster_size: int) -> None:
     qemu_io("-f", "qcow2", "-d", "unmap", "model")
     qemu_img("check", "image", cwd=sock_dir)
     qemu_img("compare", "image", "model", cwd=sock_dir)
+
+
+def test_maps_over_nbd(sock_dir: Path) -> None:
+    """Block status of images with data, zeroes, holes, a backing file and preallocation is the same."""
+    (sock_dir / "raw").write_bytes(b"r" * (3 * MIB))
+    writes = ["write 64k 200k", "write -z 1M 512k", "write -zu 2M 256k", "write 3M 64k"]
+    for name, *options in [
+        ("plain",),
+        ("backed", "-F", "raw", "-b", "raw"),
+        ("metadata", "-o", "preallocation=metadata"),
+        ("falloc", "-o", "preallocation=falloc"),
+        ("small", "-o", "cluster_size=4k,compat=0.10"),
+    ]:
+        qemu_img("create", "-q", "-f", "qcow2", *options, name, "8M", cwd=sock_dir)
+        for command in writes:
+            subprocess.run(
+                ["qemu-io", "-f", "qcow2", "-d", "unmap", "-c", command, name],
+                cwd=sock_dir, capture_output=True, check=True, timeout=60,
+            )  # fmt: skip
+        # Holes are what the file system says: on disk, not in its memory.
+        subprocess.run(["sync", name], cwd=sock_dir, check=True, timeout=60)
+        argv = [
+            "--blockdev",
+            f"driver=qcow2,node-name=n,read-only=on,file.driver=file,file.filename={name}",
+            "--nbd-server", "addr.type=unix,addr.path=nbd",
+            "--export", "type=nbd,id=e,name=e,node-name=n,allocation-depth=on",
+        ]  # fmt: skip
+        maps = []
+        for program in (REAL, OURS):
+            with Daemon(program, argv, sock_dir, monitor=True):
+                url = f"nbd+unix:///e?socket={sock_dir}/nbd"
+                found = qemu_img("map", "--output=json", "-f", "raw", url, cwd=sock_dir)
+                depths = subprocess.run(
+                    ["nbdinfo", "--map=qemu:allocation-depth", url],
+                    capture_output=True, text=True, check=True, timeout=60,
+                ).stdout  # fmt: skip
+                maps.append((found, depths))
+        assert maps[0] == maps[1], name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from typing import TYPE_CHECKING, ClassVar, final
 
 import attrs
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from qsd_trio.block.abc import Child, Extents, Iov, Opener
     from qsd_trio.block.drivers.qcow2.header import Header
     from qsd_trio.untyped import Json, Options
+
+log = logging.getLogger(__name__)
 
 
 @block_driver("qcow2")
@@ -63,6 +66,10 @@ class Qcow2(FormatDriver):
     opener: Opener
     lazy_refcounts: bool
     writable: bool
+    #: Whether a corruption that was not fatal has been reported.
+    reported: bool = False
+    #: Whether much of what is allocated is a hole in the file (preallocation); None: not looked yet.
+    has_holes: bool | None = None
 
     def __attrs_post_init__(self) -> None:
         # The fast path: one call less per request.
@@ -147,11 +154,21 @@ class Qcow2(FormatDriver):
         return self.image.map_write(offset, length)
 
     async def _corrupt(self, error: CorruptImageError) -> None:
-        """Report a corruption; a fatal one in an image that is written to ends its use."""
+        """Report a corruption; a fatal one in an image that is written to ends its use.
+
+        What is not fatal is reported once.
+        """
         fatal = error.fatal and self.writable
         where = error.where or (None, None)
-        if self.image.broken:
+        if self.image.broken or (self.reported and not fatal):
             return
+        self.reported = True
+        log.error(
+            "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed"
+            if fatal
+            else "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed",
+            error.message,
+        )
         self.opener.emit(
             "BLOCK_IMAGE_CORRUPTED",
             device="",
@@ -225,15 +242,35 @@ class Qcow2(FormatDriver):
             await self._corrupt(exc)
             raise
         flags = _STATUS[kind]
+        if kind is Kind.DATA and want_zero:
+            if self.has_holes is None:
+                self.has_holes = await self._find_holes()
+            if self.has_holes:
+                flags |= StatusFlag.RECURSE
         if flags & StatusFlag.OFFSET_VALID:
             return BlockStatus(flags, run, self.file.node, host)
         return BlockStatus(flags, run)
+
+    async def _find_holes(self) -> bool:
+        """Say whether clearly more clusters are in use than the file takes space for.
+
+        Then it is worth asking the file where its holes are. The limits are QEMU's.
+        """
+        space = self.file.node.driver.allocated_size()
+        if space is None:
+            return False
+        there = space >> self.image.cluster_bits
+        limit = there + max(there // 10, 2)
+        if (self.file.getlength() + self.image.mask) >> self.image.cluster_bits < limit:
+            return False
+        return await self.image.metadata.refcounts.count_used(limit) >= limit
 
     async def truncate(self, size: int, *, exact: bool, prealloc: str, flags: ReqFlag) -> None:
         """Make the image ``size`` bytes long."""
         if self.image.broken:
             raise os_error(errno.ENOMEDIUM)
         try:
+            self.has_holes = None
             await resize.truncate(self.image, size, prealloc, flags)
         except CorruptImageError as exc:
             await self._corrupt(exc)

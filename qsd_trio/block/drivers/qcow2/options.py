@@ -48,6 +48,8 @@ def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOp
         raise QmpError(
             "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
         )
+    if options.discard_no_unref:
+        raise QmpError("Option 'discard-no-unref' of qcow2 images is not supported yet")
     if options.data_file is not None:
         raise QmpError("'data-file' can only be set for images with an external data file")
 

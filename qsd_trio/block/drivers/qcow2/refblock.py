@@ -11,6 +11,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class RefBlock(ABC):
     @abstractmethod
     def to_bytes(self, first: int, last: int) -> tuple[int, bytes]:
         """Return (byte offset, data) of a piece that has the counters ``first`` to ``last``."""
+
+    @abstractmethod
+    def count_zero(self) -> int:
+        """Return how many counters are zero."""
 
     def zero_run(self, start: int, limit: int) -> int:
         """Return how many counters from ``start`` on are zero, at most ``limit``, within the block."""
@@ -95,6 +100,10 @@ class WideBlock(RefBlock):
         except ValueError:
             return -1
 
+    def count_zero(self) -> int:
+        """Return how many counters are zero."""
+        return self._values.count(0)
+
     def zero_run(self, start: int, limit: int) -> int:
         """Return how many counters from ``start`` on are zero."""
         part = self._values[start : start + limit].tobytes()
@@ -120,6 +129,14 @@ def _has_zero(order: int) -> re.Pattern[bytes]:
     return re.compile(b"[" + members + b"]", re.DOTALL)
 
 
+@functools.cache
+def _zeroes(order: int) -> list[int]:
+    """Return for each byte how many counters of it are zero."""
+    bits = 1 << order
+    mask = (1 << bits) - 1
+    return [sum(byte >> shift & mask == 0 for shift in range(0, 8, bits)) for byte in range(256)]
+
+
 @final
 class PackedBlock(RefBlock):
     """Counters of 1, 2 or 4 bits; the first of a byte is in its low bits."""
@@ -142,6 +159,11 @@ class PackedBlock(RefBlock):
         """Return a counter."""
         byte = self._data[index >> self._shift]
         return byte >> ((index & (self._per_byte - 1)) << self._order) & self._mask
+
+    def count_zero(self) -> int:
+        """Return how many counters are zero."""
+        table = _zeroes(self._order)
+        return sum(count * table[byte] for byte, count in Counter(self._data).items())
 
     def put(self, index: int, value: int) -> None:
         """Set a counter."""

@@ -290,6 +290,17 @@ class Refcounts:
             self.free_index = min(self.free_index, cluster)
         return True
 
+    async def count_used(self, limit: int) -> int:
+        """Count the clusters in use, up to about ``limit``."""
+        used = 0
+        for number in range(len(self.table)):
+            block = await self.block(number)
+            if block is not None:
+                used += self.mask + 1 - block.count_zero()
+            if used >= limit:
+                break
+        return used
+
     # -- growth of the table -------------------------------------------------------------------------
 
     async def _grow_table(self, needed: int) -> None:

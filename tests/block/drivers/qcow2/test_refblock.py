@@ -24,6 +24,7 @@ def test_counters(order: int) -> None:
         block.put_run(start, run, value)
         model[start : start + run] = [value] * run
         assert [block.get(at) for at in range(count)] == model
+        assert block.count_zero() == model.count(0)
         start = rng.randrange(count)
         assert block.find_zero(start) == (model.index(0, start) if 0 in model[start:] else -1)
         limit = rng.randrange(1, count - start + 1)
