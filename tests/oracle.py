@@ -141,9 +141,13 @@ class QmpClient:
         return message
 
     def reply(self) -> dict[str, Json]:
-        """Return the next reply; events on the way are collected."""
-        while "event" in (message := self.receive()):
-            self.events.append(message)
+        """Return the next reply; events on the way are collected.
+
+        The real daemon sometimes greets a client twice that connects while it starts.
+        """
+        while "event" in (message := self.receive()) or "QMP" in message:
+            if "event" in message:
+                self.events.append(message)
         return message
 
     def execute(self, command: dict[str, Json]) -> dict[str, Json]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
@@ -69,6 +70,8 @@ class Session:
         self._output: deque[bytes] = deque()
         self._unsent = 0
         self._output_changed = trio.lowlevel.ParkingLot()
+        self._receiving = trio.CancelScope()
+        self._writing = False
         self._finishing = False
         self._broken = False
         self._dropping = False
@@ -108,35 +111,42 @@ class Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer_all, requests)
             async with queue, trio.open_nursery() as reading:
-                reading.start_soon(self._at_quit, reading.cancel_scope)
+                reading.start_soon(self._at_quit)
                 await self._read(queue)
                 reading.cancel_scope.cancel()
         if self._daemon.quit_requested and not self._broken:
             # No more input, but the client hears how things end.
             await self._stopping.wait()
 
-    async def _at_quit(self, reading: trio.CancelScope) -> None:
+    async def _at_quit(self) -> None:
         await self._daemon.wait_quit_requested()
-        reading.cancel()
+        self._receiving.cancel()  # not the command that is being carried out
 
     async def _read(self, queue: trio.MemorySendChannel[object]) -> None:
-        while True:
-            try:
-                data = await self._stream.receive_some(READ_SIZE)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                data = b""
+        while not self._daemon.quit_requested:
+            data = b""
+            with trio.CancelScope() as self._receiving:
+                try:
+                    data = await self._stream.receive_some(READ_SIZE)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
             if not data:
                 return
             for value in self._parser.feed(bytes(data)):
                 if _trace_request.on:
                     _trace_request(id(self), dump_json(value) if isinstance(value, dict) else value)
-                if self.oob_enabled and is_oob(value):
-                    await self._answer(value)  # not after those that wait
+                if self._daemon.quit_requested:
+                    return  # as QEMU: nothing after quit
+                if not self.oob_enabled or is_oob(value):
+                    # Without oob one is answered before the next is read. With it, those that wait
+                    # are overtaken.
+                    await self._answer(value)
+                    self._write_now()
                     continue
                 self._pending += 1
                 await queue.send(value)
                 # One more than may wait: one is being carried out.
-                while self._pending > (MAX_QUEUED if self.oob_enabled else 0):
+                while self._pending > MAX_QUEUED:
                     await self._answered.park()
 
     async def _answer_all(self, requests: trio.MemoryReceiveChannel[object]) -> None:
@@ -171,6 +181,7 @@ class Session:
             if self._output:
                 data = b"".join(self._output)
                 self._output.clear()
+                self._writing = True
                 try:
                     await self._stream.send_all(data)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -179,12 +190,30 @@ class Session:
                     self._unsent = 0
                     self._output_changed.unpark_all()
                     return
+                self._writing = False
                 self._unsent -= len(data)
                 self._output_changed.unpark_all()
             elif self._finishing:
                 return
             else:
                 await self._output_changed.park()
+
+    def _write_now(self) -> None:
+        """Write what a socket takes at once.
+
+        The writing task has its turn after everybody else's: under load that is milliseconds later.
+        """
+        if self._writing or not self._output or not isinstance(self._stream, trio.SocketStream):
+            return
+        data = b"".join(self._output)
+        try:
+            sent = os.write(self._stream.socket.fileno(), data)
+        except OSError:  # full, or broken: the writing task's to find out
+            return
+        self._output.clear()
+        if sent < len(data):
+            self._output.append(data[sent:])
+        self._unsent -= sent
 
     def _on_event(self, event: Event) -> None:
         if not self.negotiated:
