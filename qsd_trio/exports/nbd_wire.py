@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
 
 #: Seconds of serving without giving way to the other tasks of the loop (monitors must answer).
-TIME_SLICE: Final = 0.0015
+TIME_SLICE: Final = 0.0005
 
 
 class ClientGone(ConnectionError):
