@@ -13,6 +13,7 @@ See DESIGN.md, section 5.
 from __future__ import annotations
 
 import mmap
+from os import preadv
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, final
 
@@ -65,6 +66,10 @@ MiB = 1024 * KiB
 
 RECEIVE_BUFFER: Final = 256 * KiB
 ARENA: Final = 256 * KiB  # replies gathered before they are sent
+GATHER_FROM: Final = (
+    8 * KiB
+)  # bytes of replies at once that make it worth to look for more requests
+GATHER_TO: Final = 64 * KiB  # bytes of replies that are sent without looking for more requests
 SMALL: Final = 64 * KiB  # reads of at most that are copied into the arena
 WHOLE_WRITE: Final = 128 * KiB  # writes of at most that wait for their data in the receive buffer
 PAGE: Final = 4 * KiB
@@ -74,7 +79,6 @@ MAX_BYTES_IN_FLIGHT: Final = 64 * MiB  # of their buffers
 
 READ, WRITE = Cmd.READ, Cmd.WRITE
 DF, FUA, PAYLOAD_LEN = CmdFlag.DF, CmdFlag.FUA, CmdFlag.PAYLOAD_LEN
-EXTENDED = Mode.EXTENDED
 
 # What _serve_buffered stopped at.
 _MORE = 0  # needs more data
@@ -112,7 +116,6 @@ class Transmission:
         self._read_only = bool(chosen.flags & TransmissionFlag.READ_ONLY)
         self._rules = Rules(self._mode, self._size, self._read_only, bool(self._contexts))
         self._writethrough = writethrough
-        self._writable = not self._read_only and not writethrough  # on the fast path
         self._replies = Replies(chosen.mode)
         self._extended = chosen.mode == Mode.EXTENDED
         self._header = EXTENDED_REQUEST if self._extended else REQUEST
@@ -124,6 +127,7 @@ class Transmission:
         self._arena = mmap.mmap(-1, ARENA)
         self._arena_view = memoryview(self._arena)
         self._used = 0
+        self._served = 0
         self._request = Request(0, 0, 0, 0, 0)
         self._reads = LargeReads(
             self._wire, backend, self._replies, self._mode, self._arena_view[:PIECE]
@@ -132,6 +136,22 @@ class Transmission:
         self._bytes_in_flight = 0
         self._slot_freed = trio.Event()
         self._limit = 0
+        self._hot = (
+            self._buffer,
+            self._view,
+            self._arena,
+            self._arena_view,
+            self._header.unpack_from,
+            self._header.size,
+            backend.map_read,
+            backend.map_write,
+            EXTENDED_REQUEST_MAGIC if self._extended else REQUEST_MAGIC,
+            DF if self._mode else 0,
+            PAYLOAD_LEN if self._extended else 0,
+            *DATA_PACKERS[self._mode],
+            *OK_PACKERS[self._mode],
+            not self._read_only and not writethrough,
+        )
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -171,24 +191,34 @@ class Transmission:
         wire.begin_slice()
         while not wire.stopping:
             reason = self._serve_buffered()
-            if self._used:
-                await self._flush_arena()
             if reason == _MORE:
                 self._compact()
+                # A client that keeps many requests in flight has sent more by now: one reply for all
+                # is cheaper. One that waits for its only reply must get it first.
+                if self._served < GATHER_FROM or self._used > GATHER_TO:
+                    await self._flush_arena()
                 try:
                     received = recv_into(self._view[self._end :])
                 except BlockingIOError:
-                    await wire.wait_readable()
+                    if self._used:
+                        await self._flush_arena()
+                    else:
+                        await wire.wait_readable()
                     continue
                 if not received:
+                    await self._flush_arena()
                     return
                 self._end += received
-            elif reason == _REQUEST and not await self._dispatch(nursery, self._request):
-                return
+            else:
+                await self._flush_arena()
+                if reason == _REQUEST and not await self._dispatch(nursery, self._request):
+                    return
             await wire.give_way()
 
     async def _flush_arena(self) -> None:
         used, self._used = self._used, 0
+        if not used:
+            return
         wire = self._wire
         sent = 0
         if not wire.lock.locked():
@@ -211,18 +241,28 @@ class Transmission:
 
         The rest of the room may be slow so that this can be quick: plain integers, local names, few calls.
         """
-        buffer, view = self._buffer, self._view
-        arena, arena_view = self._arena, self._arena_view
+        (
+            buffer,
+            view,
+            arena,
+            arena_view,
+            unpack,
+            header_size,
+            map_read,
+            map_write,
+            magic_wanted,
+            read_flags,
+            write_flags,
+            data_header,
+            pack_data,
+            ok_size,
+            pack_ok,
+            writable,
+        ) = self._hot
         start, end, used = self._start, self._end, self._used
-        unpack, header_size = self._header.unpack_from, self._header.size
         limit, slice_end = self._limit, self._wire.slice_end
-        map_read, map_write = self._backend.map_read, self._backend.map_write
-        mode, writable = self._mode, self._writable
-        magic_wanted = EXTENDED_REQUEST_MAGIC if mode == EXTENDED else REQUEST_MAGIC
-        read_flags = DF if mode else 0
-        write_flags = PAYLOAD_LEN if mode == EXTENDED else 0
-        data_header, pack_data = DATA_PACKERS[mode]
-        ok_size, pack_ok = OK_PACKERS[mode]
+        known_file = None  # whose ``fd`` and ``flags`` are at hand
+        fd = preadv_flags = 0
         reason = _MORE
         traced = tracing()
         served = 0
@@ -243,13 +283,19 @@ class Transmission:
                         break
                     extents = map_read(offset, length)
                     if extents is not None:
-                        if len(extents) == 1 and (file := extents[0][0]) is not None:
+                        file, at, _ = extents[0]
+                        if file is not None and len(extents) == 1:
+                            if file is not known_file:
+                                known_file = file
+                                # Without an answer at once: the slow path. So does -1 for the descriptor.
+                                fd = file.fd if file.can_read_now else -1
+                                preadv_flags = file.read_flags
                             try:
                                 done = (
-                                    file.read_now((arena_view[data:stop],), extents[0][1]) == length
+                                    preadv(fd, (arena_view[data:stop],), at, preadv_flags) == length
                                 )
                             except OSError:
-                                done = False  # the slow path meets it again, and reports it
+                                done = False  # not cached, or the slow path meets it again and reports it
                         else:
                             done = read_extents_now(extents, arena_view[data:stop])
                         if done:
@@ -287,7 +333,7 @@ class Transmission:
             start += header_size
             reason = _REQUEST
             break
-        self._start, self._used = start, used
+        self._start, self._used, self._served = start, used, served
         return reason
 
     # -- requests that need an await ---------------------------------------------------------------

@@ -65,6 +65,7 @@ class HostFile:
     """A file descriptor and what is known of how fast it answers.
 
     ``fd`` keeps its number for life: ``replace`` puts another open file behind it.
+    ``read_flags`` are the RWF_ flags with which ``os.preadv`` does not wait for a device.
     ``can_read_now`` and ``can_write_now`` are hints: False means the ``*_now`` methods will not even try.
     """
 
@@ -73,7 +74,6 @@ class HostFile:
         "_closed",
         "_direct_align",
         "_may_write_inline",
-        "_read_flags",
         "_sync_error",
         "_sync_idle",
         "_sync_running",
@@ -88,6 +88,7 @@ class HostFile:
         "is_network",
         "is_regular",
         "path",
+        "read_flags",
         "uring",
         "writable",
     )
@@ -128,7 +129,7 @@ class HostFile:
         magic = libc.filesystem_magic(self.fd)
         self.is_network = magic in _NETWORK
         self._direct_align = 1
-        self._read_flags = 0 if magic in _TMPFS and self.is_regular else os.RWF_NOWAIT
+        self.read_flags = 0 if magic in _TMPFS and self.is_regular else os.RWF_NOWAIT
         self.can_read_now = not self.direct
         self._may_write_inline = self.writable and not self.direct and not self.is_network
         self.can_write_now = self._may_write_inline and self._write_policy.inline
@@ -143,7 +144,7 @@ class HostFile:
         if not self.can_read_now:
             return -1
         try:
-            count = os.preadv(self.fd, iov, offset, self._read_flags)
+            count = os.preadv(self.fd, iov, offset, self.read_flags)
         except BlockingIOError:
             return -1
         except OSError as exc:

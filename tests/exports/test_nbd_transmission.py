@@ -371,6 +371,7 @@ async def test_a_failing_file_is_an_error_of_the_request(monkeypatch: pytest.Mon
 
     class Failing:
         can_read_now = can_write_now = True
+        fd, read_flags = -1, 0
 
         def read_now(self, iov: object, offset: int) -> int:
             raise OSError(errno.EIO, "x")
