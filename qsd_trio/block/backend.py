@@ -213,6 +213,7 @@ class BlockBackend:
 
     def detached(self) -> None:
         """Note that the graph has taken the backend off its node."""
+        self._closed = True
         self.node.on_resize.remove(self._resized)
 
     async def aclose(self) -> None:

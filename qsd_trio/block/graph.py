@@ -377,6 +377,8 @@ class BlockGraph:
     async def close_all(self) -> None:
         """Close every node, users before what they use."""
         async with self._lock:
+            for backend in tuple(self.backends):  # of users that did not come to close theirs
+                await self._release(backend)
             while self.nodes:
                 roots = [node for node in self.nodes.values() if not node.parents]
                 assert roots, "block nodes form a cycle"
