@@ -170,7 +170,12 @@ class NbdExport(Export):
         from qsd_trio.exports.nbd_transmission import Transmission
 
         client = Transmission(
-            sock, self.backend, chosen, writethrough=self._writethrough, received=received
+            sock,
+            self.backend,
+            chosen,
+            spin=self._server.spin,
+            writethrough=self._writethrough,
+            received=received,
         )
         self._clients.add(client)
         try:

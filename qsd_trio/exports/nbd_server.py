@@ -15,6 +15,7 @@ import trio
 
 from qsd_trio import trace
 from qsd_trio.errors import RemoteProtocolError
+from qsd_trio.host.spin import Spin
 from qsd_trio.protocol.nbd.negotiation import Aborted, ExportChosen, ServerNegotiation, StartTls
 from qsd_trio.services import Service, run_isolated
 
@@ -63,6 +64,7 @@ class NbdServer(Service):
         self.exports: dict[str, NbdExport] = {}
         self.max_connections = max_connections
         self.listeners: list[Listener] = []
+        self.spin = Spin()
         self._address = address
         self._handshake_limit = float(handshake_max_seconds) or float("inf")
         self._connections = 0

@@ -32,6 +32,7 @@ from qsd_trio.exports.nbd_requests import (
 )
 from qsd_trio.exports.nbd_status import collect
 from qsd_trio.exports.nbd_wire import ClientGone, Wire
+from qsd_trio.host.spin import SPIN, Spin
 from qsd_trio.protocol.nbd.constants import (
     EXTENDED_REQUEST_MAGIC,
     MAX_REQUEST,
@@ -95,6 +96,7 @@ class Transmission:
         sock: The connection, non-blocking; owned by the caller.
         backend: The node.
         chosen: What was negotiated.
+        spin: Shared by all clients of the server.
         writethrough: Every write is on stable storage when it is answered.
         received: What the client sent beyond the negotiation.
     """
@@ -105,9 +107,11 @@ class Transmission:
         backend: BlockBackend,
         chosen: ExportChosen,
         *,
+        spin: Spin,
         writethrough: bool = False,
         received: bytes = b"",
     ) -> None:
+        self._spin = spin
         self._wire = Wire(sock)
         self._backend = backend
         self._mode = chosen.mode
@@ -202,9 +206,11 @@ class Transmission:
                 except BlockingIOError:
                     if self._used:
                         await self._flush_arena()
-                    else:
+                        continue
+                    received = self._look_again()
+                    if received < 0:
                         await wire.wait_readable()
-                    continue
+                        continue
                 if not received:
                     await self._flush_arena()
                     return
@@ -214,6 +220,20 @@ class Transmission:
                 if reason == _REQUEST and not await self._dispatch(nursery, self._request):
                     return
             await wire.give_way()
+
+    def _look_again(self) -> int:
+        """Wait a moment for a client that may be back at once; return what it sent, or -1."""
+        if self._in_flight or not self._spin.may(self):
+            return -1
+        recv_into, view = self._wire.sock.recv_into, self._view[self._end :]
+        end = perf_counter() + SPIN
+        while True:
+            try:
+                return recv_into(view)
+            except BlockingIOError:
+                if perf_counter() > end:
+                    self._spin.missed()
+                    return -1
 
     async def _flush_arena(self) -> None:
         used, self._used = self._used, 0

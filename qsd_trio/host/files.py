@@ -18,7 +18,7 @@ import trio
 
 from qsd_trio.errors import os_error
 from qsd_trio.host import libc
-from qsd_trio.host.inline import InlinePolicy, sleeps
+from qsd_trio.host.inline import SLOW_PER_UNIT, InlinePolicy, sleeps
 from qsd_trio.host.workers import worker_pool
 
 if TYPE_CHECKING:
@@ -171,8 +171,9 @@ class HostFile:
         if count < length:
             _write_all(self.fd, _skip(iov, count), offset + count, 0)
         end = perf_counter()
-        slept = None if before < 0 else sleeps() > before
-        self.can_write_now = policy.observe(length, start, end, slept)
+        if before >= 0 or end - start > SLOW_PER_UNIT:  # else there is nothing to learn
+            slept = None if before < 0 else sleeps() > before
+            self.can_write_now = policy.observe(length, start, end, slept)
         return True
 
     def cached_now(self, offset: int, length: int) -> bool:

@@ -124,7 +124,7 @@ class Session:
 
     async def _read(self, queue: trio.MemorySendChannel[object]) -> None:
         while not self._daemon.quit_requested:
-            data = b""
+            data: bytes | bytearray = b""
             with trio.CancelScope() as self._receiving:
                 try:
                     data = await self._stream.receive_some(READ_SIZE)

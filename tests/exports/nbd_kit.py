@@ -13,6 +13,7 @@ import trio
 from qsd_trio.block.abc import BlockStatus, Limits, ReqFlag, StatusFlag
 from qsd_trio.exports.nbd_transmission import Transmission
 from qsd_trio.host.files import HostFile
+from qsd_trio.host.spin import Spin
 from qsd_trio.protocol.nbd.client import Negotiated
 from qsd_trio.protocol.nbd.constants import Mode
 from qsd_trio.protocol.nbd.negotiation import ExportChosen, ExportInfo
@@ -173,6 +174,7 @@ async def live(
         ours,
         backend,  # type: ignore[arg-type]
         chosen,
+        spin=Spin(),
         writethrough=writethrough,
         received=received,
     )
