@@ -112,6 +112,7 @@ class Transmission:
         received: bytes = b"",
     ) -> None:
         self._spin = spin
+        self._stalled = False  # the client once let us wait in the middle of a request
         self._wire = Wire(sock)
         self._backend = backend
         self._mode = chosen.mode
@@ -223,17 +224,27 @@ class Transmission:
 
     def _look_again(self) -> int:
         """Wait a moment for a client that may be back at once; return what it sent, or -1."""
-        if self._in_flight or not self._spin.may(self):
+        if self._in_flight:
+            return -1
+        # The rest of a request is on its way, for a client that means well.
+        partial = self._end > self._start
+        if self._stalled if partial else not self._spin.may(self):
             return -1
         recv_into, view = self._wire.sock.recv_into, self._view[self._end :]
         end = perf_counter() + SPIN
         while True:
             try:
-                return recv_into(view)
+                received = recv_into(view)
             except BlockingIOError:
                 if perf_counter() > end:
-                    self._spin.missed()
+                    if partial:
+                        self._stalled = True
+                    else:
+                        self._spin.missed()
                     return -1
+            else:
+                self._stalled = False
+                return received
 
     async def _flush_arena(self) -> None:
         used, self._used = self._used, 0

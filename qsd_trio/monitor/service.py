@@ -53,7 +53,12 @@ class Monitor(Service):
         in_monitor.set(True)
         async with aclosing(self._chardev.sessions()) as streams:
             async for stream in streams:
-                self._session = Session(self._daemon, stream, pretty=self._pretty)
+                self._session = Session(
+                    self._daemon,
+                    stream,
+                    pretty=self._pretty,
+                    offers_oob=self._chardev.offers_oob,
+                )
                 try:
                     await run_isolated("QMP session", self._session.run)
                 finally:

@@ -53,12 +53,20 @@ def version() -> dict[str, Json]:
 class Session:
     """Talks QMP over ``stream``. The caller closes the stream after ``run()``."""
 
-    def __init__(self, daemon: Daemon, stream: trio.abc.Stream, *, pretty: bool = False) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        stream: trio.abc.Stream,
+        *,
+        pretty: bool = False,
+        offers_oob: bool = True,
+    ) -> None:
         self.negotiated = False
         self.oob_enabled = False
         self._daemon = daemon
         self._stream = stream
         self._pretty = pretty
+        self._offers_oob = offers_oob
         self._parser = JsonStream()
         self._limiter = RateLimiter()
         self._limited = trio.lowlevel.ParkingLot()
@@ -93,7 +101,8 @@ class Session:
         before. Cancelled: the command is cancelled, queued output is lost.
         """
         with self._scope, self._daemon.events.subscribed(self._on_event):
-            self._send({"QMP": {"version": version(), "capabilities": ["oob"]}})
+            capabilities = ["oob"] if self._offers_oob else []
+            self._send({"QMP": {"version": version(), "capabilities": capabilities}})
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_limited)
                 async with trio.open_nursery() as writing:

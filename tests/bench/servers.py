@@ -54,6 +54,7 @@ class Image:
         if raw != path:
             _qemu_img("convert", "-f", "raw", "-O", "qcow2", os.fspath(raw), os.fspath(path))
             raw.unlink()
+        _cache_in_pages(path)
 
     def warm(self, directory: Path) -> None:
         """Bring the file into the page cache, and let no earlier write be under way to the disk."""
@@ -74,6 +75,24 @@ class Image:
             "--export",
             f"type=nbd,id={export},node-name={node},name={export},writable=on",
         ]
+
+
+def _cache_in_pages(path: Path) -> None:
+    """Fill the page cache as random I/O does: page by page.
+
+    A file that was just written, or read ahead, lies in the cache in large folios. There a new kernel
+    takes 25 microseconds for a write of 4 KiB, ten times what it takes in single pages, whoever writes:
+    one would measure the kernel.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        for offset in range(0, os.fstat(fd).st_size, 4096):
+            os.pread(fd, 4096, offset)
+    finally:
+        os.close(fd)
 
 
 def _qemu_img(*argv: str) -> None:
