@@ -20,6 +20,8 @@ from qsd_trio.testing.qmp import open_qmp_client
 class FakeChardev:
     """Hands out the streams that a test makes."""
 
+    offers_oob = True
+
     def __init__(self) -> None:
         self.frontend: object = None
         self._offers, self._streams = trio.open_memory_channel[trio.abc.Stream](9)
