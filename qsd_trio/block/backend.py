@@ -10,7 +10,7 @@ import trio
 
 from qsd_trio import trace
 from qsd_trio.block.abc import BlockStatus, ChildRole, ReqFlag, StatusFlag
-from qsd_trio.block.io import iov_size
+from qsd_trio.block.iov import iov_size
 from qsd_trio.errors import os_error
 
 if TYPE_CHECKING:

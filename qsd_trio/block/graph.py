@@ -16,8 +16,10 @@ import qsd_trio.block.drivers  # noqa: F401  # the index of the drivers
 from qsd_trio import trace
 from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.block.backend import BlockBackend
-from qsd_trio.block.io import Edge, Node, NodeFlags
+from qsd_trio.block.io import Edge, Node
 from qsd_trio.block.names import NODE_NAME_MAX, FilenamePolicy, NodeNames, check_node_name
+from qsd_trio.block.opener import GraphCreateOpener, NodeOpener
+from qsd_trio.block.options import NodeFlags, explicit_generic, inherit_generic, node_flags
 from qsd_trio.block.permissions import check_conflicts, cumulative, default_child_permissions
 from qsd_trio.errors import QmpError
 from qsd_trio.registry import block_drivers
@@ -25,10 +27,10 @@ from qsd_trio.registry import block_drivers
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator
 
-    from qsd_trio.block.abc import BlockDriver, Child
+    from qsd_trio.block.abc import BlockDriver
     from qsd_trio.events import EventBus
     from qsd_trio.objects.abc import ObjectTable
-    from qsd_trio.untyped import Json, Options
+    from qsd_trio.untyped import Options
 
 log = logging.getLogger("qsd_trio.block")
 
@@ -40,181 +42,6 @@ _trace_detach = trace.point("blk_root_detach")
 T = TypeVar("T")
 
 MAX_DEPTH = 200  # nested opens: a chain of backing files longer than that is a loop or an attack
-
-
-def explicit_generic(options: Options) -> dict[str, Json]:
-    """Return the generic options that the user has set, under their flat names."""
-    found: dict[str, Json] = {
-        "read-only": options.read_only,
-        "auto-read-only": options.auto_read_only,
-        "force-share": options.force_share,
-        "discard": options.discard.value if options.discard is not None else None,
-        "detect-zeroes": options.detect_zeroes.value if options.detect_zeroes is not None else None,
-    }
-    if options.cache is not None:
-        found["cache.direct"] = options.cache.direct
-        found["cache.no-flush"] = options.cache.no_flush
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def inherit_generic(
-    own: dict[str, Json], parent: dict[str, Json], role: ChildRole
-) -> dict[str, Json]:
-    """Return ``own`` completed by what a child of ``role`` takes over from its parent's options."""
-    merged = dict(own)
-    for name in ("cache.direct", "cache.no-flush", "force-share"):
-        if name in parent:
-            merged.setdefault(name, parent[name])
-    if role & ChildRole.COW:
-        merged.setdefault("read-only", True)
-        merged.setdefault("auto-read-only", False)
-    else:
-        for name in ("read-only", "auto-read-only"):
-            if name in parent:
-                merged.setdefault(name, parent[name])
-    # What the parent discards is to reach the storage: whether to is decided at the top.
-    merged.setdefault("discard", "unmap")
-    return merged
-
-
-def node_flags(generic: dict[str, Json]) -> NodeFlags:
-    """Return the flags that flat generic options mean; QmpError if they contradict each other."""
-    flags = NodeFlags(
-        read_only=generic.get("read-only", False),
-        auto_read_only=generic.get("auto-read-only", False),
-        force_share=generic.get("force-share", False),
-        cache_direct=generic.get("cache.direct", False),
-        cache_no_flush=generic.get("cache.no-flush", False),
-        discard_unmap=generic.get("discard", "ignore") == "unmap",
-        detect_zeroes=generic.get("detect-zeroes", "off"),
-    )
-    if flags.force_share and not flags.read_only:
-        raise QmpError("force-share=on can only be used with read-only images")
-    if flags.detect_zeroes == "unmap" and not flags.discard_unmap:
-        raise QmpError(
-            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap"
-        )
-    return flags
-
-
-@final
-class NodeOpener:
-    """Implements block/abc.py's Opener for one node that is being opened."""
-
-    def __init__(self, graph: BlockGraph, node: Node, depth: int) -> None:
-        self._graph = graph
-        self._node = node
-        self._depth = depth
-
-    @property
-    def node_name(self) -> str:
-        """The node's name (known once its ``file`` child is open)."""
-        return self._node.node_name
-
-    @property
-    def read_only(self) -> bool:
-        """Whether the node is opened read-only."""
-        return self._node.flags.read_only
-
-    @property
-    def auto_read_only(self) -> bool:
-        """Whether it may fall back to read-only."""
-        return self._node.flags.auto_read_only
-
-    @property
-    def force_share(self) -> bool:
-        """Whether locks are not to be taken."""
-        return self._node.flags.force_share
-
-    @property
-    def cache_direct(self) -> bool:
-        """Whether the host's page cache is to be avoided."""
-        return self._node.flags.cache_direct
-
-    @property
-    def cache_no_flush(self) -> bool:
-        """Whether flushes are ignored."""
-        return self._node.flags.cache_no_flush
-
-    @property
-    def discard_unmap(self) -> bool:
-        """Whether discards reach the driver."""
-        return self._node.flags.discard_unmap
-
-    def make_read_only(self, message: str) -> None:
-        """Become read-only if ``auto-read-only`` allows it, else QmpError(message)."""
-        import attrs
-
-        if self.read_only:
-            return
-        if not self.auto_read_only:
-            raise QmpError(message)
-        self._node.flags = attrs.evolve(self._node.flags, read_only=True)
-
-    async def child(self, name: str, reference: Options, role: ChildRole) -> Child:
-        """Attach the child that ``reference`` names or describes."""
-        graph = self._graph
-        if isinstance(reference, str):
-            child = graph.find(reference)
-        else:
-            child = await graph.open_node(
-                reference, parent=self._node, role=role, depth=self._depth + 1
-            )
-        edge = graph.attach(self._node, name, role, child)
-        if name == "file":
-            graph.name_node(self._node)
-        # Permissions and locks come before the first look at the content.
-        await graph.refresh_permissions([self._node])
-        return edge
-
-    async def backing(
-        self, reference: Options, filename: str | None, format_: str | None
-    ) -> Child | None:
-        """Attach the backing child: by option, by the image's header, or none."""
-        from qsd_trio.qapi import NULL
-
-        if reference is NULL or (reference is None and not filename):
-            return None
-        if reference is None:
-            assert filename is not None
-            reference = self._implicit_backing(filename, format_)
-        try:
-            return await self.child("backing", reference, ChildRole.COW)
-        except QmpError as exc:
-            raise QmpError(f"Could not open backing file: {exc}") from exc
-
-    def _implicit_backing(self, filename: str, format_: str | None) -> Options:
-        from qsd_trio.qapi import BlockdevOptions
-        from qsd_trio.qapi.converter import from_qmp
-
-        if format_ is None:
-            # Guessing would let a guest that writes a header choose how the host opens its image.
-            raise QmpError(
-                f"The image names backing file '{filename}' without its format;"
-                " give the backing file with the option 'backing'"
-            )
-        file = self._node.child(ChildRole.PRIMARY)
-        image = file.node.driver.filename() if file is not None else ""
-        path = self._graph.policy.resolve(filename, image)
-        if format_ in ("file", "host_device"):
-            return from_qmp(BlockdevOptions, {"driver": format_, "filename": path})
-        return from_qmp(
-            BlockdevOptions,
-            {"driver": format_, "file": {"driver": self._protocol_of(path), "filename": path}},
-        )
-
-    def _protocol_of(self, path: str) -> str:
-        from qsd_trio.host.files import is_block_device
-
-        return "host_device" if is_block_device(path) else "file"
-
-    def object(self, id_: str, type_: type[T]) -> T:
-        """Return a user-creatable object."""
-        return self._graph.objects.lookup(id_, type_)
-
-    def emit(self, event: str, **data: Json) -> None:
-        """Emit a QMP event."""
-        self._graph.events.emit(event, **data)
 
 
 @final
@@ -374,6 +201,12 @@ class BlockGraph:
         for edge in tuple(reversed(node.children)):
             await self.detach(edge)
 
+    async def close_unused(self, node: Node) -> None:
+        """Close a node that was opened for a user who then could not have it."""
+        if not node.parents and not node.monitor_owned:
+            with trio.CancelScope(shield=True):
+                await self._close_node(node)
+
     async def close_all(self) -> None:
         """Close every node, users before what they use."""
         async with self._lock:
@@ -444,9 +277,10 @@ class BlockGraph:
     ) -> BlockBackend:
         """Take permissions on a node. ``name`` is how texts call the user ('' : unnamed)."""
         async with self._lock:
-            return await self._open_backend(self.find(node_name), perm, shared, name)
+            return await self.attach_backend(self.find(node_name), perm, shared, name)
 
-    async def _open_backend(self, node: Node, perm: Perm, shared: Perm, name: str) -> BlockBackend:
+    async def attach_backend(self, node: Node, perm: Perm, shared: Perm, name: str) -> BlockBackend:
+        """Take permissions on ``node``, under the lock that the caller holds."""
         desc = name or "an unnamed block device"
         edge = Edge("root", ChildRole.FILTERED | ChildRole.PRIMARY, node, None, lambda: desc)
         edge.perm, edge.shared = perm, shared
@@ -515,7 +349,7 @@ class BlockGraph:
         """Change a node's length for the user (block_resize)."""
         async with self._lock:
             async with self._resizable(node):
-                backend = await self._open_backend(node, Perm.RESIZE, Perm.ALL, "")
+                backend = await self.attach_backend(node, Perm.RESIZE, Perm.ALL, "")
                 try:
                     async with self.drained([node]):
                         await node.truncate(size)
@@ -551,48 +385,9 @@ class BlockGraph:
         async with self._lock:
             yield
 
-    async def release_child(self, edge: Edge) -> None:
-        """Drop an edge that no parent lists any more."""
-        await self.detach(edge)
-
     def create_opener(self) -> GraphCreateOpener:
         """Return what a blockdev-create job opens its nodes with."""
         return GraphCreateOpener(self)
-
-
-@final
-class GraphCreateOpener:
-    """Implements block/abc.py's CreateOpener; ``aclose`` releases what was opened."""
-
-    def __init__(self, graph: BlockGraph) -> None:
-        self._graph = graph
-        self._backends: list[BlockBackend] = []
-        self._opened: list[Node] = []
-
-    async def node(self, reference: Options) -> Child:
-        """Return an edge to the node with permission to read, write and resize it."""
-        graph = self._graph
-        async with graph._lock:  # a part of the graph's own
-            if isinstance(reference, str):
-                node = graph.find(reference)
-            else:
-                node = await graph.open_node(reference, parent=None, role=ChildRole.NONE, depth=0)
-                self._opened.append(node)
-            backend = await graph._open_backend(
-                node, Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE, Perm.ALL, ""
-            )
-        self._backends.append(backend)
-        return backend.edge
-
-    def object(self, id_: str, type_: type[T]) -> T:
-        """Return a user-creatable object."""
-        return self._graph.objects.lookup(id_, type_)
-
-    async def aclose(self) -> None:
-        """Flush and release every node."""
-        for backend in reversed(self._backends):
-            await backend.aclose()
-        self._backends.clear()
 
 
 def _topological(roots: Iterable[Node]) -> list[Node]:

@@ -27,73 +27,28 @@ from qsd_trio.block.abc import (
     ReqFlag,
     StatusFlag,
 )
+from qsd_trio.block.iov import (
+    CHUNK,
+    ZEROES,
+    iov_fill,
+    iov_gather,
+    iov_is_zero,
+    iov_size,
+    iov_slice,
+    iov_zero,
+)
 from qsd_trio.errors import QmpError, os_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable
 
     from qsd_trio.block.abc import BlockDriver, Extents, Iov
+    from qsd_trio.block.options import NodeFlags
     from qsd_trio.events import EventBus
     from qsd_trio.untyped import Json, Options
 
 MAX_LENGTH = 2**63 - 2**30  # QEMU's BDRV_MAX_LENGTH
-BOUNCE = 1 << 20  # bytes written at a time where zeroes are emulated
-_ZEROES = memoryview(bytes(BOUNCE))
-
-
-def iov_size(iov: Iov) -> int:
-    """Return the bytes that ``iov`` spans."""
-    return sum(map(len, iov))
-
-
-def iov_slice(iov: Iov, start: int, length: int) -> list[memoryview]:
-    """Return the ``length`` bytes of ``iov`` from ``start``, as views."""
-    pieces: list[memoryview] = []
-    for piece in iov:
-        if length <= 0:
-            break
-        if start >= len(piece):
-            start -= len(piece)
-            continue
-        part = piece[start : start + length]
-        pieces.append(part)
-        length -= len(part)
-        start = 0
-    return pieces
-
-
-def iov_zero(iov: Iov) -> None:
-    """Fill ``iov`` with zeroes."""
-    for piece in iov:
-        for start in range(0, len(piece), BOUNCE):
-            part = piece[start : start + BOUNCE]
-            part[:] = _ZEROES[: len(part)]
-
-
-def iov_is_zero(iov: Iov) -> bool:
-    """Return whether ``iov`` holds nothing but zeroes."""
-    for piece in iov:
-        if piece[0] or piece[-1]:
-            return False
-        for start in range(0, len(piece), BOUNCE):
-            part = bytes(piece[start : start + BOUNCE])
-            if part.count(0) != len(part):
-                return False
-    return True
-
-
-@final
-@attrs.frozen(kw_only=True)
-class NodeFlags:
-    """The generic options in force on a node."""
-
-    read_only: bool = False
-    auto_read_only: bool = False
-    force_share: bool = False
-    cache_direct: bool = False
-    cache_no_flush: bool = False
-    discard_unmap: bool = False
-    detect_zeroes: str = "off"
+BOUNCE = CHUNK  # bytes written at a time where zeroes are emulated
 
 
 @final
@@ -266,7 +221,7 @@ class Node:
             bounce = memoryview(mmap.mmap(-1, size))
             await self.driver.preadv(at, [bounce])
             low, high = max(at, offset), min(at + size, offset + length)
-            _copy_in(iov_slice(iov, low - offset, high - low), bounce[low - at : high - at])
+            iov_fill(iov_slice(iov, low - offset, high - low), bounce[low - at : high - at])
 
     def _max_transfer(self) -> int:
         align = self._limits.request_alignment
@@ -322,7 +277,7 @@ class Node:
                     await self._read_block(at, bounce[:align])
                 if high < at + size and not (low > at and size == align):
                     await self._read_block(at + size - align, bounce[size - align :])
-                _copy_out(bounce[low - at : high - at], iov_slice(iov, low - offset, high - low))
+                iov_gather(bounce[low - at : high - at], iov_slice(iov, low - offset, high - low))
                 await self.driver.pwritev(at, [bounce], ReqFlag.NONE)
 
     async def _read_block(self, offset: int, block: memoryview) -> None:
@@ -401,10 +356,10 @@ class Node:
         align = self._limits.request_alignment
         while length:
             size = min(BOUNCE, length, self._max_transfer())
-            part = _ZEROES[:size]
+            part = ZEROES[:size]
             if offset % align or size % align:
                 size = min(size, align - offset % align) if offset % align else size
-                await self._pwritev_unaligned(offset, size, [_ZEROES[:size]])
+                await self._pwritev_unaligned(offset, size, [ZEROES[:size]])
             else:
                 async with self._serialising(offset, offset + size):
                     await self.driver.pwritev(offset, [part], flags)
@@ -551,20 +506,6 @@ class Node:
         scratch = memoryview(mmap.mmap(-1, min(BOUNCE, end - offset)))
         for at in range(offset, end, BOUNCE):
             await self.preadv(at, [scratch[: min(BOUNCE, end - at)]])
-
-
-def _copy_in(iov: Sequence[memoryview], source: memoryview) -> None:
-    at = 0
-    for piece in iov:
-        piece[:] = source[at : at + len(piece)]
-        at += len(piece)
-
-
-def _copy_out(target: memoryview, iov: Sequence[memoryview]) -> None:
-    at = 0
-    for piece in iov:
-        target[at : at + len(piece)] = piece
-        at += len(piece)
 
 
 @final

@@ -8,9 +8,10 @@ import attrs
 import trio
 
 from qsd_trio.block.abc import ChildRole, Perm
-from qsd_trio.block.graph import NodeOpener, explicit_generic, inherit_generic, node_flags
-from qsd_trio.block.io import Edge, NodeFlags
+from qsd_trio.block.io import Edge
 from qsd_trio.block.names import qdict_order
+from qsd_trio.block.opener import NodeOpener
+from qsd_trio.block.options import NodeFlags, explicit_generic, inherit_generic, node_flags
 from qsd_trio.errors import QmpError
 from qsd_trio.qapi import NULL
 from qsd_trio.qapi.converter import to_qmp
@@ -111,7 +112,7 @@ async def _apply(graph: BlockGraph, changes: list[_Change]) -> None:
         node.refresh()
     for change in changes:
         for edge in change.released:
-            await graph.release_child(edge)
+            await graph.detach(edge)
 
 
 async def _prepare(graph: BlockGraph, change: _Change) -> None:

@@ -17,7 +17,8 @@ from qsd_trio.block.abc import (
     ReqFlag,
     StatusFlag,
 )
-from qsd_trio.block.io import Edge, Node, NodeFlags
+from qsd_trio.block.io import Edge, Node
+from qsd_trio.block.options import NodeFlags
 from qsd_trio.errors import QmpError, os_error
 from qsd_trio.events import EventBus
 

@@ -290,3 +290,18 @@ async def test_status_and_depth_of_a_plain_node(image: str) -> None:
         assert await backend.allocation_depth(0, SIZE) == (1, SIZE)
         assert graph.find("r").child(ChildRole.COW) is None
         await backend.aclose()
+
+
+async def test_what_a_create_job_cannot_have_is_closed_again(image: str) -> None:
+    async with graph_of({"driver": "null-co", "node_name": "n"}) as graph:
+        opener = graph.create_opener()
+        inline = options(driver="file", filename=image, read_only=True)
+        with pytest.raises(QmpError, match="read-only"):
+            await opener.node(inline)
+        assert list(graph.nodes) == ["n"]
+        child = await opener.node(options(driver="file", filename=image))
+        await child.pwritev(0, [memoryview(b"made")])
+        assert len(graph.nodes) == 2
+        await opener.aclose()
+        assert list(graph.nodes) == ["n"]
+    assert content(image).startswith(b"made")

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd_trio.block.abc import Limits, Perm, ProtocolDriver, ReqFlag
-from qsd_trio.block.io import Node, NodeFlags, iov_is_zero, iov_size, iov_slice, iov_zero
+from qsd_trio.block.io import Node
+from qsd_trio.block.iov import iov_is_zero, iov_size, iov_slice, iov_zero
+from qsd_trio.block.options import NodeFlags
 from qsd_trio.events import Event, EventBus
 
 SIZE = 8192
