@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import tempfile
@@ -37,6 +38,9 @@ BACKLOG: Final = 1024
 #: Seconds to wait when the process is out of descriptors or memory, before accepting again.
 ACCEPT_PAUSE: Final = 0.1
 
+#: Seconds between two warnings of that.
+COMPLAINT_PAUSE: Final = 60.0
+
 _OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _LISTENER_FAULTS: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)
 
@@ -54,6 +58,7 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
         #: Where it really listens: a port 0 is replaced.
         self.address: Address | None = address if address is not None else of_socket(sock)
         # Absolute: a daemon in the background leaves its working directory.
+        self._next_complaint = -math.inf
         self._path = os.path.abspath(unlink) if unlink is not None else None
         self._identity = _identity(self._path) if self._path is not None else None
 
@@ -74,6 +79,13 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
             return None  # about one connection, which is gone
         sock.setblocking(False)
         return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+    def complain(self, errno_: int) -> None:
+        """Warn that nothing can be accepted, but not again and again."""
+        now = trio.current_time()
+        if now >= self._next_complaint:
+            self._next_complaint = now + COMPLAINT_PAUSE
+            log.warning("warning: cannot accept a connection: %s", os.strerror(errno_))
 
     async def aclose(self) -> None:
         """Stop listening."""
@@ -293,7 +305,7 @@ async def accept_any(listeners: Sequence[Listener]) -> trio.SocketStream:
         except OSError as exc:
             if exc.errno not in _OUT_OF_RESOURCES:
                 raise
-            log.warning("warning: cannot accept a connection: %s", os.strerror(exc.errno))
+            listeners[0].complain(exc.errno)
             await trio.sleep(ACCEPT_PAUSE)
         await _wait_any(listeners)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from pathlib import Path
 
+import pytest
 import trio
 
 from qsd_trio.testing.nbd_client import connect_nbd
@@ -117,3 +119,28 @@ def test_stalled_handshakes_keep_nobody_out(sock_dir: Path) -> None:
             for sock in stalled:
                 sock.close()
         assert daemon.qmp.command("query-block-exports")[0]["id"] == "e"
+
+
+def test_out_of_descriptors_is_a_warning_and_passes(sock_dir: Path) -> None:
+    (sock_dir / "disk.img").write_bytes(bytes(SIZE))
+    with Daemon(OURS, ONE_EXPORT, sock_dir) as daemon:
+        # What it has, and eight more.
+        limit = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())) + 8
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        crowd = []
+        for _ in range(20):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(str(sock_dir / "nbd.sock"))
+            crowd.append(sock)
+        crowd[0].settimeout(5)
+        assert crowd[0].recv(8) == b"NBDMAGIC"
+        crowd[-1].settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            crowd[-1].recv(8)
+        assert daemon.qmp.command("query-block-exports")[0]["id"] == "e"
+        for sock in crowd[:-1]:
+            sock.close()
+        crowd[-1].settimeout(5)
+        assert crowd[-1].recv(8) == b"NBDMAGIC"
+        crowd[-1].close()
+    assert daemon.stderr.count("Too many open files") == 1
