@@ -205,11 +205,16 @@ async def open_service_table(
     if serving is None:
         serving = trio.Event()
         serving.set()
+    failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         table: ServiceTable[S] = ServiceTable(kind, nursery, serving)
         try:
             yield table
-        except BaseException:
+        except BaseException as exc:
+            failure = exc
             nursery.cancel_scope.cancel()
-            raise
-        await table.stop_all()
+        else:
+            await table.stop_all()
+    if failure is not None:
+        # Raised here, it is not wrapped in a group: the services have no part in it.
+        raise failure
