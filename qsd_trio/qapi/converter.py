@@ -11,6 +11,7 @@ QEMU prints some errors with the full path of the member and some with its name 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast, final
 
@@ -69,34 +70,34 @@ class _Invalid(Exception):
         return self.text.format(name or "<anonymous>", *self.args_)
 
 
-class _Visitor:
+class _Visitor(ABC):
     """What differs between the two converters: how scalars are read."""
 
     indices_as_names: bool
 
+    @abstractmethod
     def text(self, value: Any) -> str:
         """Return a string."""
-        raise NotImplementedError
 
+    @abstractmethod
     def boolean(self, value: Any) -> bool:
         """Return a bool."""
-        raise NotImplementedError
 
+    @abstractmethod
     def int64(self, value: Any) -> int:
         """Return an int64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def uint64(self, value: Any) -> int:
         """Return an uint64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size(self, value: Any) -> int:
         """Return a number of bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def number(self, value: Any) -> float:
         """Return a number."""
-        raise NotImplementedError
 
 
 @final
