@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ._base import NULL as NULL
-from ._base import QapiNull as QapiNull
-from ._base import QapiObject as QapiObject
+from qsd_trio.qapi._base import NULL as NULL
+from qsd_trio.qapi._base import QapiNull as QapiNull
+from qsd_trio.qapi._base import QapiObject as QapiObject
 
 
 def __getattr__(name: str) -> object:
     if name[:1].isupper():
         # Not above: the generator imports this package before the tables are there.
-        from ._build import make
+        from qsd_trio.qapi._build import make
 
         with suppress(KeyError):
             made = globals()[name] = make(name)

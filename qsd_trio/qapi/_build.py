@@ -13,9 +13,9 @@ from typing import TypeAlias, Union, cast
 
 import attrs
 
-from ._base import QapiNull, QapiObject
-from ._names import branch_name, member_name, value_name
-from ._tables import ALTERNATES, ENUMS, STRUCTS, UNIONS
+from qsd_trio.qapi._base import QapiNull, QapiObject
+from qsd_trio.qapi._names import branch_name, member_name, value_name
+from qsd_trio.qapi._tables import ALTERNATES, ENUMS, STRUCTS, UNIONS
 
 # A class, a list of one or a Union: made at run time, so that mypy has nothing to say about it.
 Made: TypeAlias = type

@@ -11,7 +11,7 @@ import tomllib
 from functools import cache
 from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
-from .._data import schemas_dir
+from qsd_trio._data import schemas_dir
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast, final
 
 import cattrs
 
-from ..errors import QmpError
-from ._base import NULL, QapiNull, QapiObject
-from ._build import INTEGERS, flat_members, make, make_branch
-from ._names import member_name
-from ._tables import ALTERNATES, COMMANDS, ENUMS, STRUCTS, UNIONS
-from .numbers import (
+from qsd_trio.errors import QmpError
+from qsd_trio.qapi._base import NULL, QapiNull, QapiObject
+from qsd_trio.qapi._build import INTEGERS, flat_members, make, make_branch
+from qsd_trio.qapi._names import member_name
+from qsd_trio.qapi._tables import ALTERNATES, COMMANDS, ENUMS, STRUCTS, UNIONS
+from qsd_trio.qapi.numbers import (
     INT64_MAX,
     INT64_MIN,
     UINT64_MAX,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import TypeAlias
 
-from ._schema import Definition, Member, Schema, flat_members, load_schema, union_branches
+from qsd_trio.qapi._schema import (
+    Definition,
+    Member,
+    Schema,
+    flat_members,
+    load_schema,
+    union_branches,
+)
 
 Info: TypeAlias = dict[str, object]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from ..errors import QmpError
+from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ def parse_option(
 
     Raises QmpError with QEMU's text.
     """
-    from .converter import from_keyval, from_qmp
+    from qsd_trio.qapi.converter import from_keyval, from_qmp
 
     if text.startswith("{"):
         return from_qmp(kind, parse_json(text))

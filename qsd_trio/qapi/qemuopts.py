@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
 import attrs
 
-from ..errors import QmpError
-from .numbers import SizeError, parse_bool, parse_size, parse_unsigned
+from qsd_trio.errors import QmpError
+from qsd_trio.qapi.numbers import SizeError, parse_bool, parse_size, parse_unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .manpage import Definition
+    from tools.qapi.manpage import Definition
 
 Items: TypeAlias = "list[dict[str, object]]"
 
