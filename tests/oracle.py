@@ -279,7 +279,7 @@ class Daemon:
                         # The path is relative to the daemon's folder and thus as short as can be.
                         path = f"/proc/{self.pid}/cwd/{QMP_SOCKET}"
                         self._qmp = QmpClient.connect(path)
-                    except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
+                    except (ConnectionError, FileNotFoundError):
                         pass  # bound and not listening yet, or gone
                     except EOFError:
                         pass  # it ended while we shook hands
