@@ -22,6 +22,8 @@ LAYERS = {
     "_version": 0,
     "errors": 0,
     "getopt": 0,
+    "identifiers": 0,
+    "iov": 0,
     "registry": 0,
     "trace": 0,
     "untyped": -1,

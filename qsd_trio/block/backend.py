@@ -10,8 +10,8 @@ import trio
 
 from qsd_trio import trace
 from qsd_trio.block.abc import BlockStatus, ChildRole, ReqFlag, StatusFlag
-from qsd_trio.block.iov import iov_size
 from qsd_trio.errors import os_error
+from qsd_trio.iov import iov_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -27,7 +27,8 @@ from qsd_trio.block.abc import (
     ReqFlag,
     StatusFlag,
 )
-from qsd_trio.block.iov import (
+from qsd_trio.errors import QmpError, os_error
+from qsd_trio.iov import (
     CHUNK,
     ZEROES,
     iov_fill,
@@ -37,7 +38,6 @@ from qsd_trio.block.iov import (
     iov_slice,
     iov_zero,
 )
-from qsd_trio.errors import QmpError, os_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from functools import lru_cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, final
 
 from qsd_trio.errors import QmpError
+from qsd_trio.identifiers import is_well_formed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,15 +16,13 @@ if TYPE_CHECKING:
     from qsd_trio.untyped import Json
 
 NODE_NAME_MAX = 31
-#: QEMU's id_wellformed(): what a user may call a node, an object, an export ...
-WELL_FORMED = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
 #: A name that QEMU would take for "protocol:...", not for a path.
 PROTOCOL_NAME = re.compile(r"[^/:]*:")
 
 
 def check_node_name(name: str) -> None:
     """Raise QmpError unless a user may give a node this name."""
-    if not WELL_FORMED.match(name):
+    if not is_well_formed(name):
         raise QmpError(f"Invalid node-name: '{name}'")
 
 
@@ -43,27 +40,24 @@ class NodeNames:
         return name
 
 
-@lru_cache(maxsize=1024)
-def _bucket(key: str) -> int:
-    """Return the slot of ``key`` in QEMU's dictionaries, whose order texts and replies show."""
-    data = key.encode()
-    value = 0x238F13AF * len(data)
-    for i, byte in enumerate(data):
-        value += byte << (i * 5 % 24)
-    return ((1103515243 * (value & 0xFFFFFFFF) + 12345) & 0xFFFFFFFF) % 512
-
-
-def qdict_order(mapping: Mapping[str, Json]) -> dict[str, Json]:
-    """Return ``mapping`` in the order in which QEMU walks a dictionary, nested ones too."""
-    return {
-        key: qdict_order(value) if isinstance(value, dict) else value
-        for key, value in sorted(mapping.items(), key=lambda item: _bucket(item[0]))
-    }
-
-
 def json_filename(options: Mapping[str, Json]) -> str:
     """Return the ``json:{...}`` pseudo file name for a node that no plain name describes."""
-    return "json:" + json.dumps(qdict_order(options))
+    from qsd_trio.protocol.qmp import dump_json  # not before somebody asks
+
+    return "json:" + dump_json(options)
+
+
+def is_protocol_name(name: str) -> bool:
+    """Return whether QEMU would take ``name`` for "protocol:...", not for a path."""
+    return PROTOCOL_NAME.match(name) is not None
+
+
+def beside(name: str, image: str) -> str:
+    """Return the path ``name``, recorded in the file ``image``, as seen from where the daemon runs."""
+    if PurePath(name).is_absolute():
+        return name
+    directory, slash, _ = image.rpartition("/")
+    return f"{directory}{slash}{name}"
 
 
 @final
@@ -76,11 +70,8 @@ class FilenamePolicy:
 
     def resolve(self, name: str, image: str) -> str:
         """Return the path to open for ``name``, found in the image file ``image``; or QmpError."""
-        if PROTOCOL_NAME.match(name):
+        if is_protocol_name(name):
             raise QmpError(f"The image names '{name}', which is not a plain local file name")
         if "\0" in name or not name:
             raise QmpError("The image names a file with an impossible name")
-        if PurePath(name).is_absolute():
-            return name
-        directory, slash, _ = image.rpartition("/")
-        return f"{directory}{slash}{name}"
+        return beside(name, image)

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from qsd_trio.block.abc import ChildRole
-from qsd_trio.block.names import json_filename
+from qsd_trio.block.names import beside, is_protocol_name, json_filename
 from qsd_trio.block.permissions import perm_names
 
 if TYPE_CHECKING:
@@ -46,10 +46,7 @@ def full_backing_name(node: Node) -> str:
     name = recorded[0]
     file = primary_child(node)
     image = filename(file.node) if file is not None else ""
-    if name.startswith("/") or ":" in name.partition("/")[0]:
-        return name
-    directory, slash, _ = image.rpartition("/")
-    return f"{directory}{slash}{name}"
+    return name if is_protocol_name(name) else beside(name, image)
 
 
 def full_options(node: Node) -> dict[str, Json]:

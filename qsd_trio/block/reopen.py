@@ -9,10 +9,10 @@ import trio
 
 from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.block.io import Edge
-from qsd_trio.block.names import qdict_order
 from qsd_trio.block.opener import NodeOpener
 from qsd_trio.block.options import NodeFlags, explicit_generic, inherit_generic, node_flags
 from qsd_trio.errors import QmpError
+from qsd_trio.protocol.qmp.serialise import members_in_order
 from qsd_trio.qapi import NULL
 from qsd_trio.qapi.converter import to_qmp
 
@@ -169,7 +169,8 @@ def _check_unchanged(node: Node, options: Options) -> None:
         first = key.partition(".")[0]
         if key not in new and not is_free(key) and first not in edges:
             raise QmpError(f"Option '{key}' cannot be reset to its default value")
-    for key, value in qdict_order(new).items():
+    for key in members_in_order(new):
+        value = new[key]
         if is_free(key):
             continue
         if key in edges and value == edges[key].node.node_name:

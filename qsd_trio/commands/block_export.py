@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import qsd_trio.exports  # noqa: F401  # the index of export types
@@ -11,6 +10,7 @@ from qsd_trio.block.abc import Perm
 from qsd_trio.commands.abc import command
 from qsd_trio.errors import QmpError
 from qsd_trio.exports.abc import ExportContext
+from qsd_trio.identifiers import is_well_formed
 from qsd_trio.registry import export_types
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 _trace_add = trace.point("export_add")
 
-_WELL_FORMED_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-
 
 # -- exports -----------------------------------------------------------------------------------------
 
@@ -29,7 +27,7 @@ _WELL_FORMED_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 @command("block-export-add")
 async def block_export_add(daemon: Daemon, arg: Options) -> None:
     """Make a node visible to clients (BlockExportOptions)."""
-    if not _WELL_FORMED_ID.fullmatch(arg.id):
+    if not is_well_formed(arg.id):
         raise QmpError("Invalid block export id")
     if arg.id in daemon.exports:
         raise QmpError(f"Block export id '{arg.id}' is already in use")

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from qsd_trio.commands.abc import command
 from qsd_trio.errors import QmpError
+from qsd_trio.identifiers import HINT, is_well_formed
 from qsd_trio.registry import user_creatable
 
 if TYPE_CHECKING:
     from qsd_trio.daemon import Daemon
     from qsd_trio.qapi import ObjectDelArg, ObjectOptions
 
-#: What QEMU takes for an id that a user chooses.
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-_IDENTIFIER_HINT = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
-
 
 @command("object-add")
 async def object_add(daemon: Daemon, arg: ObjectOptions) -> None:
     """Make an object."""
     type_name = arg.qom_type.value
-    if not _IDENTIFIER.fullmatch(arg.id):
+    if not is_well_formed(arg.id):
         error = QmpError("Parameter 'id' expects an identifier")
-        error.add_note(_IDENTIFIER_HINT)
+        error.add_note(HINT)
         raise error
     cls = user_creatable.get(type_name)
     if cls is None:

@@ -20,6 +20,7 @@ from qsd_trio.errors import os_error
 from qsd_trio.host import libc
 from qsd_trio.host.inline import SLOW_PER_UNIT, InlinePolicy, sleeps
 from qsd_trio.host.workers import worker_pool
+from qsd_trio.iov import iov_skip, iov_zero
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -169,7 +170,7 @@ class HostFile:
         start = perf_counter()
         count = os.pwritev(self.fd, iov, offset)
         if count < length:
-            _write_all(self.fd, _skip(iov, count), offset + count, 0)
+            _write_all(self.fd, iov_skip(iov, count), offset + count, 0)
         end = perf_counter()
         if before >= 0 or end - start > SLOW_PER_UNIT:  # else there is nothing to learn
             slept = None if before < 0 else sleeps() > before
@@ -218,14 +219,14 @@ class HostFile:
                 count = self.read_now(iov, offset)
                 if count >= 0:
                     if count < length:
-                        _zero(_skip(iov, count))
+                        iov_zero(iov_skip(iov, count))
                     return
         if self.direct:
             await pool.run(self._direct_read, iov, offset)
         elif self.uring is not None and len(iov) <= MAX_BUFFERS:
             count = await self.uring.preadv(self.fd, iov, offset)
             if count < sum(map(len, iov)):
-                await pool.run(_read_all, self.fd, _skip(iov, count), offset + count)
+                await pool.run(_read_all, self.fd, iov_skip(iov, count), offset + count)
         else:
             await pool.run(_read_all, self.fd, iov, offset)
 
@@ -242,7 +243,7 @@ class HostFile:
         elif self.uring is not None and len(iov) <= MAX_BUFFERS:
             count = await self.uring.pwritev(self.fd, iov, offset, flags)
             if count < sum(map(len, iov)):
-                await pool.run(_write_all, self.fd, _skip(iov, count), offset + count, flags)
+                await pool.run(_write_all, self.fd, iov_skip(iov, count), offset + count, flags)
         else:
             start, end = await pool.run(_write_all, self.fd, iov, offset, flags)
             if not dsync:
@@ -450,32 +451,15 @@ def is_block_device(path: str) -> bool:
 # -- blocking helpers, for worker threads ------------------------------------------------------------
 
 
-def _skip(iov: Iov, count: int) -> list[memoryview]:
-    """Return ``iov`` without its first ``count`` bytes."""
-    rest: list[memoryview] = []
-    for buffer in iov:
-        if count >= len(buffer):
-            count -= len(buffer)
-        else:
-            rest.append(memoryview(buffer)[count:] if count else buffer)
-            count = 0
-    return rest
-
-
-def _zero(iov: Iov) -> None:
-    for buffer in iov:
-        buffer[:] = bytes(len(buffer))
-
-
 def _read_all(fd: int, iov: Iov, offset: int) -> None:
     while iov:
         part = iov[:MAX_BUFFERS]
         count = os.preadv(fd, part, offset)
         if count == 0 and any(map(len, part)):
-            _zero(iov)
+            iov_zero(iov)
             return
         offset += count
-        iov = _skip(iov, count)
+        iov = iov_skip(iov, count)
 
 
 def _write_all(fd: int, iov: Iov, offset: int, flags: int) -> tuple[float, float]:
@@ -486,7 +470,7 @@ def _write_all(fd: int, iov: Iov, offset: int, flags: int) -> tuple[float, float
         if count == 0 and any(map(len, iov)):
             raise os_error(errno.ENOSPC)
         offset += count
-        iov = _skip(iov, count)
+        iov = iov_skip(iov, count)
     return start, perf_counter()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, final
 import attrs
 
 from qsd_trio.errors import QmpError
+from qsd_trio.identifiers import HINT, is_well_formed
 from qsd_trio.qapi.numbers import SizeError, parse_bool, parse_size, parse_unsigned
 
 if TYPE_CHECKING:
@@ -72,7 +73,6 @@ SIZE_HINT = (
     "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
     "and exabytes, respectively."
 )
-ID_HINT = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
 
 
 @final
@@ -129,8 +129,8 @@ def parse_opts(
     """
     # Looked for without the implied key, as in C: `null,,id=a` has an id, and a comma in its backend.
     identifier = next((v for k, v, _ in _pairs(text, None) if k == "id"), None)
-    if identifier is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", identifier):
-        raise OptsError("Parameter 'id' expects an identifier", ID_HINT)
+    if identifier is not None and not is_well_formed(identifier):
+        raise OptsError("Parameter 'id' expects an identifier", HINT)
     items: list[tuple[str, str]] = []
     for name, value, flag in _pairs(text, implied_key):
         if flag in {"help", "?"}:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from qsd_trio.block.abc import Limits, Perm, ProtocolDriver, ReqFlag
 from qsd_trio.block.io import Node
-from qsd_trio.block.iov import iov_is_zero, iov_size, iov_slice, iov_zero
 from qsd_trio.block.options import NodeFlags
 from qsd_trio.events import Event, EventBus
+from qsd_trio.iov import iov_is_zero, iov_size, iov_slice, iov_zero
 
 SIZE = 8192
 
@@ -275,3 +275,10 @@ def test_iov_zero_and_is_zero() -> None:
     iov_zero(iov)
     assert buffers == [bytearray(2), bytearray(1)]
     assert iov_is_zero(iov)
+
+
+async def test_an_empty_buffer_among_others_is_nothing_special() -> None:
+    driver = Strict(told=Limits(can_write_zeroes=True))
+    node = gate(driver, detect_zeroes="on")
+    await node.pwritev(0, [memoryview(b""), *view(bytes(512))])
+    assert [verb for verb, *_ in driver.log] == ["zero"]

@@ -9,9 +9,9 @@ from qsd_trio.block.names import (
     NodeNames,
     check_node_name,
     json_filename,
-    qdict_order,
 )
 from qsd_trio.errors import QmpError
+from qsd_trio.protocol.qmp.serialise import members_in_order
 
 
 @pytest.mark.parametrize("name", ["a", "A-1._z", "x" * 31])
@@ -45,7 +45,7 @@ def test_json_filename_is_in_the_order_of_the_real_daemon() -> None:
         'json:{"offset": 512, "driver": "raw", "size": 4096,'
         ' "file": {"driver": "file", "filename": "d.img"}}'
     )
-    assert list(qdict_order({"driver": 1, "read-zeroes": 2})) == ["read-zeroes", "driver"]
+    assert members_in_order({"driver": 1, "read-zeroes": 2}) == ["read-zeroes", "driver"]
 
 
 @pytest.mark.parametrize(

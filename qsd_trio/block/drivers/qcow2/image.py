@@ -21,11 +21,10 @@ from qsd_trio.block.drivers.qcow2.layout import (
     OFFSET_MASK,
     ZERO,
     CorruptImageError,
-    iov_slice,
-    iov_zero,
 )
 from qsd_trio.block.drivers.qcow2.metadata import Metadata, read_file, read_into
 from qsd_trio.errors import os_error
+from qsd_trio.iov import iov_fill, iov_size, iov_slice, iov_zero
 
 if TYPE_CHECKING:
     from array import array
@@ -372,7 +371,7 @@ class Image:
 
     async def preadv(self, offset: int, iov: Iov) -> None:
         """Fill ``iov``."""
-        end = offset + lay.iov_length(iov)
+        end = offset + iov_size(iov)
         while True:
             if self.broken:
                 raise os_error(errno.ENOMEDIUM)
@@ -395,7 +394,7 @@ class Image:
             elif kind is Kind.COMPRESSED:
                 data = await self.inflate(host)
                 within = offset & self.mask
-                lay.iov_fill(part, memoryview(data)[within : within + length])
+                iov_fill(part, memoryview(data)[within : within + length])
             else:
                 iov_zero(part)
             offset += length

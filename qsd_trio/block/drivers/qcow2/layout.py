@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+from typing import Final
 
 MAGIC: Final = b"QFI\xfb"
 
@@ -56,40 +53,3 @@ class CorruptImageError(OSError):
         self.message = message
         self.fatal = fatal
         self.where = where
-
-
-def iov_slice(iov: Sequence[memoryview], start: int, length: int) -> list[memoryview]:
-    """Return the part of ``iov`` that starts at byte ``start`` and is ``length`` bytes long."""
-    answer: list[memoryview] = []
-    for piece in iov:
-        size = len(piece)
-        if start >= size:
-            start -= size
-            continue
-        part = piece[start : start + length]
-        answer.append(part)
-        length -= len(part)
-        if not length:
-            break
-        start = 0
-    return answer
-
-
-def iov_length(iov: Iterable[memoryview]) -> int:
-    """Return how many bytes ``iov`` holds."""
-    return sum(map(len, iov))
-
-
-def iov_fill(iov: Iterable[memoryview], data: bytes | bytearray | memoryview) -> None:
-    """Copy ``data``, which is as long as ``iov``, into it."""
-    view = memoryview(data)
-    at = 0
-    for piece in iov:
-        piece[:] = view[at : at + len(piece)]
-        at += len(piece)
-
-
-def iov_zero(iov: Iterable[memoryview]) -> None:
-    """Fill ``iov`` with zeroes."""
-    for piece in iov:
-        piece[:] = bytes(len(piece))

@@ -37,6 +37,7 @@ from qsd_trio.block.drivers.qcow2.refcounts import (
     to_disk,
 )
 from qsd_trio.errors import QmpError
+from qsd_trio.iov import iov_slice, iov_zero
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -459,8 +460,8 @@ async def read_into(file: Child, offset: int, iov: Sequence[memoryview], length:
         return
     there = max(there, 0)
     if there:
-        await file.preadv(offset, lay.iov_slice(iov, 0, there))
-    lay.iov_zero(lay.iov_slice(iov, there, length - there))
+        await file.preadv(offset, iov_slice(iov, 0, there))
+    iov_zero(iov_slice(iov, there, length - there))
 
 
 async def discard_file(file: Child, offset: int, length: int) -> None:

@@ -12,12 +12,11 @@ from qsd_trio.block.drivers.qcow2.layout import (
     COPIED,
     OFFSET_MASK,
     ZERO,
-    iov_length,
-    iov_slice,
 )
 from qsd_trio.block.drivers.qcow2.metadata import MAX_PENDING
 from qsd_trio.block.drivers.qcow2.refcounts import overlap
 from qsd_trio.errors import os_error
+from qsd_trio.iov import iov_size, iov_slice
 
 if TYPE_CHECKING:
     from array import array
@@ -34,7 +33,7 @@ _ZEROES: Final = memoryview(bytes(2 << 20))  # the largest cluster
 
 async def pwritev(image: Image, offset: int, iov: Iov) -> None:
     """Write ``iov``. Cancelled: some clusters are written, the others are not; metadata are consistent."""
-    length = iov_length(iov)
+    length = iov_size(iov)
     done = 0
     while done < length:
         part = iov if not done else iov_slice(iov, done, length - done)

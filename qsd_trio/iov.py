@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qsd_trio.block.abc import Iov
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    Iov: TypeAlias = Sequence[memoryview]
 
 CHUNK = 1 << 20  # bytes looked at or filled at a time
 ZEROES = memoryview(bytes(CHUNK))
@@ -32,6 +36,11 @@ def iov_slice(iov: Iov, start: int, length: int) -> list[memoryview]:
     return pieces
 
 
+def iov_skip(iov: Iov, count: int) -> list[memoryview]:
+    """Return ``iov`` without its first ``count`` bytes."""
+    return iov_slice(iov, count, sys.maxsize)
+
+
 def iov_zero(iov: Iov) -> None:
     """Fill ``iov`` with zeroes."""
     for piece in iov:
@@ -43,7 +52,7 @@ def iov_zero(iov: Iov) -> None:
 def iov_is_zero(iov: Iov) -> bool:
     """Return whether ``iov`` holds nothing but zeroes."""
     for piece in iov:
-        if piece[0] or piece[-1]:
+        if len(piece) and (piece[0] or piece[-1]):
             return False
         for start in range(0, len(piece), CHUNK):
             part = bytes(piece[start : start + CHUNK])
