@@ -1,15 +1,13 @@
-"""What the qcow2 tests share: a disk that can crash, a checker of its own, images of every shape."""
+"""What the qcow2 tests share: a disk that can crash, images of every shape, the checker."""
 
 from __future__ import annotations
 
 import errno
 import random
-import struct
 import subprocess
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, final
 
-import attrs
 import trio
 
 from qsd_trio.block.abc import BlockStatus, Limits, Perm, ProtocolDriver, ReqFlag, StatusFlag
@@ -19,6 +17,7 @@ from qsd_trio.block.drivers.qcow2.header import OUR_V3_SIZE, V2_SIZE, Header
 from qsd_trio.errors import os_error
 from qsd_trio.qapi import BlockdevOptionsQcow2
 from qsd_trio.testing.memory import FakeOpener, child_of, node_over
+from tests.block.drivers.qcow2.checker import OFFSET, Report, check
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -26,8 +25,21 @@ if TYPE_CHECKING:
 
     from qsd_trio.block.io import Node
 
+__all__ = [
+    "OFFSET",
+    "Disk",
+    "Report",
+    "assert_sound",
+    "check",
+    "make",
+    "opened",
+    "qemu_img",
+    "read",
+    "read_fast",
+    "write",
+]
+
 MAX_DISK = 1 << 28  # as a file system has a longest file
-OFFSET = 0x00FFFFFFFFFFFE00
 
 
 @final
@@ -158,103 +170,6 @@ class Disk(ProtocolDriver):
                     data += bytes(max(0, start - len(data)))
                     data[start : start + len(piece[at : at + 512])] = piece[at : at + 512]
         return bytes(data)
-
-
-@final
-@attrs.frozen
-class Report:
-    """What ``check`` found."""
-
-    errors: list[str]
-    leaks: list[int]
-    content: bytes
-    entries: dict[int, int]  # guest cluster -> L2 entry
-
-
-def check(image: bytes, backing: bytes = b"") -> Report:
-    """Check an image without compressed clusters and read it, by code that shares nothing with ours."""
-    (bits,) = struct.unpack_from(">I", image, 20)
-    (size,) = struct.unpack_from(">Q", image, 24)
-    l1_size, l1_offset, reft_offset, reft_clusters = struct.unpack_from(">IQQI", image, 36)
-    version = image[7]
-    order = struct.unpack_from(">I", image, 96)[0] if version >= 3 else 4
-    cluster = 1 << bits
-    errors: list[str] = []
-    image += bytes(-len(image) % cluster + cluster)
-
-    def word(at: int) -> int:
-        return int.from_bytes(image[at : at + 8], "big")
-
-    refs: dict[int, int] = {}
-
-    def use(offset: int, what: str, length: int = 1) -> None:
-        if offset % cluster:
-            errors.append(f"{what} at {offset:#x} is unaligned")
-        for at in range(offset, offset + max(length, 1), cluster):
-            refs[at >> bits] = refs.get(at >> bits, 0) + 1
-            if refs[at >> bits] > 1:
-                errors.append(f"{what} at {at:#x} overlaps")
-
-    use(0, "header")
-    if l1_size:
-        use(l1_offset, "L1", l1_size * 8)
-    use(reft_offset, "reftable", reft_clusters << bits)
-    counts: dict[int, int] = {}
-    per_block = (cluster * 8) >> order
-    for number in range(reft_clusters * cluster // 8):
-        block = word(reft_offset + number * 8)
-        if not block:
-            continue
-        use(block, "refblock")
-        raw = image[block : block + cluster]
-        for index in range(per_block):
-            if order >= 3:
-                width = 1 << (order - 3)
-                count = int.from_bytes(raw[index * width : (index + 1) * width], "big")
-            else:
-                at = index << order
-                count = raw[at // 8] >> (at % 8) & ((1 << (1 << order)) - 1)
-            if count:
-                counts[number * per_block + index] = count
-    content = bytearray(backing[:size].ljust(size, b"\0"))
-    entries: dict[int, int] = {}
-    copied: list[tuple[int, int]] = []
-    l2_entries = cluster // 8
-    for l1_index in range(l1_size):
-        entry = word(l1_offset + l1_index * 8)
-        table = entry & OFFSET
-        if not table:
-            continue
-        use(table, "L2")
-        copied.append((entry, table >> bits))
-        for l2_index in range(l2_entries):
-            entry = word(table + l2_index * 8)
-            host = entry & OFFSET
-            if not entry:
-                continue
-            number = l1_index * l2_entries + l2_index
-            entries[number] = entry
-            if host:
-                use(host, "data")
-                copied.append((entry, host >> bits))
-            start = number << bits
-            if entry & 1:
-                piece = bytes(cluster)
-            elif host:
-                piece = image[host : host + cluster].ljust(cluster, b"\0")
-            else:
-                errors.append(f"entry {entry:#x}")
-                continue
-            room = max(0, size - start)
-            content[start : start + cluster] = piece[:room]
-    for number, count in refs.items():
-        if counts.get(number, 0) < count:
-            errors.append(f"cluster {number:#x}: refcount {counts.get(number, 0)}, used {count}")
-    for entry, number in copied:
-        if bool(entry >> 63) != (counts.get(number, 0) == 1):
-            errors.append(f"COPIED flag of {entry:#x}: refcount {counts.get(number, 0)}")
-    leaks = [number for number, count in counts.items() if count > refs.get(number, 0)]
-    return Report(errors, leaks, bytes(content[:size]), entries)
 
 
 async def make(
