@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import attrs
-
 from qsd_trio.block.abc import ReqFlag, create_driver
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import resize
@@ -120,7 +118,7 @@ def plan(options: Options) -> tuple[Header, str]:
 async def write_image(file: Child, header: Header, size: int, prealloc: str) -> None:
     """Write an empty image of ``size`` bytes: header, refcount table, refcount block, L1 table."""
     try:
-        start = header.to_bytes()
+        header, start = header.packed()
     except OSError as exc:
         name = f"'{header.backing_file}' with format '{header.backing_format or '(null)'}'"
         raise with_errno(f"Could not assign backing file {name}", exc) from exc
@@ -133,7 +131,7 @@ async def write_image(file: Child, header: Header, size: int, prealloc: str) -> 
     block.put_run(0, 3, 1)
     _, data = block.to_bytes(0, cluster_size * 8 // (1 << header.refcount_order) - 1)
     await file.pwritev(2 * cluster_size, [memoryview(data)])
-    metadata = await Metadata.load(file, attrs.evolve(header))
+    metadata = await Metadata.load(file, header)
     image = Image(file=file, metadata=metadata, size=0, version=header.version)
     try:
         if size >= 1 << 63:

@@ -61,7 +61,6 @@ class Qcow2(FormatDriver):
     )
 
     file: Child
-    header: Header
     image: Image
     opener: Opener
     lazy_refcounts: bool
@@ -91,7 +90,6 @@ class Qcow2(FormatDriver):
         )
         driver = cls(
             file=file,
-            header=header,
             image=image,
             opener=opener,
             lazy_refcounts=_lazy(options, header),
@@ -100,6 +98,11 @@ class Qcow2(FormatDriver):
         if driver.writable:
             await driver._clear_unknown_autoclear()
         return driver
+
+    @property
+    def header(self) -> Header:
+        """The header as it is on disk."""
+        return self.image.metadata.header
 
     @property
     def backing(self) -> Child | None:
@@ -114,10 +117,11 @@ class Qcow2(FormatDriver):
         """Clear the marks of what would no longer be true after we have written."""
         if self.header.autoclear:
             try:
-                await self.file.pwritev(hdr.AUTOCLEAR_AT, [memoryview(bytes(8))])
+                await self.image.metadata.update_header(
+                    lambda header: attrs.evolve(header, autoclear=0)
+                )
             except OSError as exc:
                 raise QmpError(f"Could not update qcow2 header: {exc.strerror}") from exc
-            self.header = attrs.evolve(self.header, autoclear=0)
 
     async def aclose(self) -> None:
         """Write back what is cached."""

@@ -24,13 +24,6 @@ V2_SIZE: Final = 72
 V3_SIZE: Final = 104
 OUR_V3_SIZE: Final = 112  # with compression_type and its padding, as QEMU writes it
 
-# Where single fields stand, for updates in place.
-SIZE_AT: Final = 24
-L1_AT: Final = 36  # l1_size u32, l1_table_offset u64
-REFTABLE_AT: Final = 48  # offset u64, clusters u32
-INCOMPAT_AT: Final = 72
-AUTOCLEAR_AT: Final = 88
-
 EXT_END: Final = 0
 EXT_BACKING_FORMAT: Final = 0xE2792ACA
 EXT_FEATURE_TABLE: Final = 0x6803F857
@@ -40,6 +33,7 @@ EXT_DATA_FILE: Final = 0x44415441
 
 MAX_BACKING_NAME: Final = 1023
 _FEATURE_SIZE: Final = 48
+SECTOR: Final = 512  # what a crash cannot tear
 #: QEMU leaves the feature names out where they would take up much of the cluster.
 MIN_FEATURE_TABLE_CLUSTER: Final = 8192
 
@@ -79,6 +73,8 @@ class Header:
     compression_type: int = 0
     #: Bytes of the header after the fields we know.
     unknown_fields: bytes = b""
+    #: Where the backing file's name was found in the cluster.
+    backing_offset: int = 0
     backing_file: str | None = None
     backing_format: str | None = None
     #: (type, data) of what we only keep.
@@ -98,54 +94,104 @@ class Header:
 
         Raises OSError (ENOSPC, EINVAL) if it does not fit into the first cluster.
         """
-        backing = self.backing_file.encode("utf-8", "surrogateescape") if self.backing_file else b""
-        fields = b""
-        if self.version >= 3:
-            fields = V3_TAIL.pack(
-                self.incompatible,
-                self.compatible,
-                self.autoclear,
-                self.refcount_order,
-                self.header_length,
-            )
-            if self.header_length > V3_SIZE:
-                fields += bytes([self.compression_type]) + bytes(7) + self.unknown_fields
+        name = self.backing_name()
+        area = self.extension_area(len(FEATURES))
+        end = len(self.fields(0)) + len(area)
+        if len(name) > MAX_BACKING_NAME:
+            raise os_error(errno.EINVAL)
+        if end + len(name) > self.cluster_size:
+            raise os_error(errno.ENOSPC)
+        return self.fields(end if name else 0) + area + name
+
+    def packed(self) -> tuple[Header, bytes]:
+        """Return ``to_bytes()``, and the header knowing where its backing file's name is in there."""
+        data, name = self.to_bytes(), self.backing_name()
+        return attrs.evolve(self, backing_offset=len(data) - len(name) if name else 0), data
+
+    def extension_area(self, features: int) -> bytes:
+        """Return the header extensions, the first ``features`` feature names among them."""
         out = bytearray()
         if self.backing_format:
             out += _extension(EXT_BACKING_FORMAT, self.backing_format.encode())
         for kind, data in self.extensions:
             if kind != EXT_FEATURE_TABLE:
                 out += _extension(kind, data)
-        if self.version >= 3 and self.cluster_size >= MIN_FEATURE_TABLE_CLUSTER:
-            table = b"".join(struct.pack(">BB46s", *feature) for feature in FEATURES)
+        if self.version >= 3 and self.cluster_size >= MIN_FEATURE_TABLE_CLUSTER and features:
+            table = b"".join(struct.pack(">BB46s", *name) for name in FEATURES[:features])
             out += _extension(EXT_FEATURE_TABLE, table)
-        out += _extension(EXT_END, b"")
-        start = V2_SIZE + len(fields)
-        backing_offset = start + len(out) if backing else 0
-        if len(backing) > MAX_BACKING_NAME:
-            raise os_error(errno.EINVAL)
-        if start + len(out) + len(backing) > self.cluster_size:
-            raise os_error(errno.ENOSPC)
-        return (
-            V2.pack(
-                lay.MAGIC,
-                self.version,
-                backing_offset,
-                len(backing),
-                self.cluster_bits,
-                self.size,
-                self.crypt_method,
-                self.l1_size,
-                self.l1_table_offset,
-                self.refcount_table_offset,
-                self.refcount_table_clusters,
-                self.nb_snapshots,
-                self.snapshots_offset,
-            )
-            + fields
-            + bytes(out)
-            + backing
+        return bytes(out + _extension(EXT_END, b""))
+
+    def fields(self, backing_offset: int) -> bytes:
+        """Return the header proper, without extensions."""
+        start = V2.pack(
+            lay.MAGIC,
+            self.version,
+            backing_offset,
+            len(self.backing_name()),
+            self.cluster_bits,
+            self.size,
+            self.crypt_method,
+            self.l1_size,
+            self.l1_table_offset,
+            self.refcount_table_offset,
+            self.refcount_table_clusters,
+            self.nb_snapshots,
+            self.snapshots_offset,
         )
+        if self.version < 3:
+            return start
+        start += V3_TAIL.pack(
+            self.incompatible,
+            self.compatible,
+            self.autoclear,
+            self.refcount_order,
+            self.header_length,
+        )
+        if self.header_length > V3_SIZE:
+            start += bytes([self.compression_type]) + bytes(7) + self.unknown_fields
+        return start
+
+    def backing_name(self) -> bytes:
+        """Return the backing file's name as it is on disk."""
+        return (self.backing_file or "").encode("utf-8", "surrogateescape")
+
+    def same_layout(self, other: Header) -> bool:
+        """Say whether ``other`` has the same extensions and backing file: only fields may differ."""
+        return (
+            self.backing_file == other.backing_file
+            and self.backing_format == other.backing_format
+            and list(self.extensions) == list(other.extensions)
+        )
+
+
+def rewrite(old: Header, new: Header) -> tuple[Header, list[tuple[int, bytes]]]:
+    """Put ``new`` in the place of ``old``: return it as it will be, and the writes (offset, data).
+
+    A flush is due after each write. A crash between them, or one that tears a write at 512 bytes, leaves the old or the new header:
+    fields and extensions are kept within the first sector, at the cost of feature names, and a longer
+    part, the backing file's name, is put where the old header has none. Only a header whose extensions
+    exceed a sector is written without that safety.
+    """
+    if old.same_layout(new):
+        return new, [(0, new.fields(old.backing_offset))]
+    packed, whole = new.packed()
+    if len(whole) <= SECTOR:
+        return packed, [(0, whole.ljust(SECTOR, b"\0"))]
+    name = new.backing_name()
+    at = SECTOR
+    old_end = old.backing_offset + len(old.backing_name())
+    stays = name == old.backing_name() and old.backing_offset >= SECTOR
+    if stays:
+        at = old.backing_offset
+    elif old.backing_offset < at + len(name) and at < old_end:
+        at = old_end
+    moved = attrs.evolve(new, backing_offset=at if name else 0)
+    for features in range(len(FEATURES), -1, -1):
+        start = new.fields(moved.backing_offset) + new.extension_area(features)
+        if len(start) <= SECTOR and at + len(name) <= new.cluster_size:
+            writes = [] if stays or not name else [(at, name)]
+            return moved, [*writes, (0, start.ljust(SECTOR, b"\0"))]
+    return packed, [(0, whole.ljust(new.cluster_size, b"\0"))]
 
 
 def _extension(kind: int, data: bytes) -> bytes:
@@ -265,6 +311,7 @@ def parse(cluster: bytes, *, read_only: bool) -> Header:
         header_length=header_length,
         compression_type=compression_type,
         unknown_fields=unknown,
+        backing_offset=backing_offset,
         backing_file=backing_file,
         backing_format=backing_format,
         extensions=extensions,

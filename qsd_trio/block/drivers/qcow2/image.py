@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final, final
 import attrs
 import trio
 
-from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2.layout import (
     COMPRESSED,
@@ -443,8 +442,11 @@ class Image:
         self.broken = True
         self._tables.clear()
         if self.version >= 3:
-            bits = self.metadata.header.incompatible | lay.INCOMPAT_CORRUPT
-            await self.file.pwritev(hdr.INCOMPAT_AT, [memoryview(bits.to_bytes(8, "big"))])
+            await self.metadata.update_header(
+                lambda header: attrs.evolve(
+                    header, incompatible=header.incompatible | lay.INCOMPAT_CORRUPT
+                )
+            )
 
 
 def _inflate(raw: bytes | bytearray, length: int) -> bytes:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, final
 import attrs
 import trio
 
+from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2.layout import (
     COPIED,
@@ -40,7 +41,7 @@ from qsd_trio.errors import QmpError
 from qsd_trio.iov import iov_slice, iov_zero
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from qsd_trio.block.abc import Child
     from qsd_trio.block.drivers.qcow2.header import Header
@@ -55,7 +56,7 @@ L1_SECTOR: Final = 64  # entries of a 512-byte piece: what is written of the L1 
 @final
 @attrs.define(eq=False)
 class Metadata:
-    """The header's moving parts, L1, L2 tables, refcounts."""
+    """The header, the L1 table, L2 tables, refcounts."""
 
     file: Child
     header: Header
@@ -82,6 +83,7 @@ class Metadata:
     _io: dict[int, None] = attrs.field(init=False, factory=dict)
     _epoch: int = attrs.field(init=False, default=0)
     _write_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
+    _header_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     #: Number of the last run of _write_back that began, and that succeeded.
     _started: int = attrs.field(init=False, default=0)
     _finished: int = attrs.field(init=False, default=0)
@@ -121,6 +123,7 @@ class Metadata:
             table=from_disk(table),
             read=read,
             write_back=self.write_back,
+            update_header=self.update_header,
             locations=self.locations,
             fresh_from=(file.getlength() + self.cluster_size - 1) >> cluster_bits,
         )
@@ -130,6 +133,22 @@ class Metadata:
             self.locations[offset] = ACTIVE_L1
         self.locations[0] = HEADER
         return self
+
+    # -- the header ----------------------------------------------------------------------------------
+
+    async def update_header(self, change: Callable[[Header], Header]) -> None:
+        """Put what ``change`` makes of the header on stable storage.
+
+        A crash leaves the old or the new one (see header.rewrite). Nothing else that is cached is
+        written: what the new header refers to must be there already. Cancelled: old or new on disk,
+        the old one in memory, so that trying again puts it right.
+        """
+        async with self._header_lock:
+            new, writes = hdr.rewrite(self.header, change(self.header))
+            for offset, data in writes:
+                await self.file.pwritev(offset, [memoryview(data)])
+                await self.file.flush()
+            self.header = new
 
     @property
     def cluster_size(self) -> int:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, final
 import attrs
 import trio
 
-from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2.layout import (
     MAX_HOST_OFFSET,
     MAX_REFTABLE_BYTES,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from qsd_trio.block.abc import Child
+    from qsd_trio.block.drivers.qcow2.header import Header
     from qsd_trio.block.drivers.qcow2.refblock import RefBlock
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Refcounts:
     read: Callable[[int, int], Awaitable[bytearray]]
     #: Writes everything cached, in order.
     write_back: Callable[[], Awaitable[None]]
+    update_header: Callable[[Callable[[Header], Header]], Awaitable[None]]
     #: Host offset -> what is there, of clusters with metadata: never handed out or written as data.
     locations: dict[int, str]
     #: Clusters from here on were never used: beyond the end of the file, or holes at its end.
@@ -342,8 +343,11 @@ class Refcounts:
                 await self.file.pwritev(table[number], [memoryview(data)])
             await self.file.pwritev(table_offset, [memoryview(to_disk(table))])
             await self.file.flush()
-            location = table_offset.to_bytes(8, "big") + clusters.to_bytes(4, "big")
-            await self.file.pwritev(hdr.REFTABLE_AT, [memoryview(location)])
+            await self.update_header(
+                lambda header: attrs.evolve(
+                    header, refcount_table_offset=table_offset, refcount_table_clusters=clusters
+                )
+            )
             old_offset = self.table_offset
             for number, entry in enumerate(self.table):
                 if entry != table[number]:  # a block was made meanwhile
@@ -357,8 +361,6 @@ class Refcounts:
             for offset in self._clusters(table_offset, clusters):
                 self.locations[offset] = REFTABLE
             self.fresh_from = max(self.fresh_from, start + total)
-            # What still refers to the old table must be gone before its place is used again.
-            await self.file.flush()
             for offset in self._clusters(old_offset, old_entries // per_cluster):
                 self.locations.pop(offset, None)
                 cluster = offset >> self.cluster_bits

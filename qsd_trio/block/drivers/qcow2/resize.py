@@ -6,8 +6,9 @@ import errno
 from array import array
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from qsd_trio.block.abc import ReqFlag
-from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES, OFFSET_MASK
 from qsd_trio.block.drivers.qcow2.metadata import L1_SECTOR
 from qsd_trio.block.drivers.qcow2.refcounts import ACTIVE_L1, to_disk
@@ -43,8 +44,7 @@ async def truncate(image: Image, size: int, prealloc: str, flags: ReqFlag) -> No
     try:
         await image.metadata.write_back()
         await image.file.flush()
-        await image.file.pwritev(hdr.SIZE_AT, [memoryview(size.to_bytes(8, "big"))])
-        await image.file.flush()
+        await image.metadata.update_header(lambda header: attrs.evolve(header, size=size))
     except OSError as exc:
         image.size = old
         raise with_errno("Failed to update the image size", exc) from exc
@@ -111,9 +111,9 @@ async def grow_l1(image: Image, needed: int) -> None:
         await image.file.pwritev(offset, [memoryview(to_disk(table))])
         await metadata.write_back()
         await image.file.flush()
-        location = needed.to_bytes(4, "big") + offset.to_bytes(8, "big")
-        await image.file.pwritev(hdr.L1_AT, [memoryview(location)])
-        await image.file.flush()
+        await metadata.update_header(
+            lambda header: attrs.evolve(header, l1_size=needed, l1_table_offset=offset)
+        )
     except BaseException:
         metadata.free(offset, clusters << image.cluster_bits, FREED_OTHERWISE)
         raise

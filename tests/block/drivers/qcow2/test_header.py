@@ -6,7 +6,7 @@ import struct
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd_trio.block.drivers.qcow2 import header as hdr
@@ -180,7 +180,7 @@ def test_round_trip(
         backing_format=format_,
         extensions=extensions,
     )
-    data = header.to_bytes()
+    header, data = header.packed()
     assert len(data) <= header.cluster_size
     found = parse(data.ljust(header.cluster_size, b"\0"), read_only=False)
     kept = [item for item in found.extensions if item[0] != hdr.EXT_FEATURE_TABLE]
@@ -208,3 +208,61 @@ def test_any_header_is_parsed_or_refused(
         return
     assert header.l1_size * 8 <= 32 << 20
     assert header.refcount_table_clusters << header.cluster_bits <= 8 << 20
+
+
+names = st.one_of(st.none(), st.text("ab/", min_size=1, max_size=400))
+areas = st.lists(st.tuples(st.integers(1, 1000), st.binary(max_size=60)), max_size=3)
+
+
+@settings(max_examples=300)
+@given(
+    bits=st.sampled_from([10, 12, 16]),
+    before=st.tuples(names, areas),
+    after=st.tuples(names, areas),
+    keep=st.booleans(),
+    autoclear=st.integers(0, 3),
+    kept_sectors=st.sets(st.integers(0, 3)),
+    crash_in=st.integers(0, 2),
+)
+def test_a_crash_while_a_header_is_rewritten_leaves_the_old_or_the_new_one(
+    bits: int,
+    before: tuple[str | None, list[tuple[int, bytes]]],
+    after: tuple[str | None, list[tuple[int, bytes]]],
+    keep: bool,
+    autoclear: int,
+    kept_sectors: set[int],
+    crash_in: int,
+) -> None:
+    start = attrs.evolve(
+        GOOD,
+        cluster_bits=bits,
+        header_length=hdr.OUR_V3_SIZE,
+        l1_size=1024,
+        size=1 << 20,
+        l1_table_offset=3 << bits,
+        refcount_table_offset=1 << bits,
+        backing_file=before[0],
+        extensions=before[1],
+    )
+    old, data = start.packed()
+    new = attrs.evolve(
+        old,
+        backing_file=before[0] if keep else after[0],
+        extensions=after[1],
+        autoclear=autoclear,
+    )
+    disk = bytearray(data.ljust(1 << bits, b"\0"))
+    moved, writes = hdr.rewrite(old, new)
+    for turn, (offset, piece) in enumerate(writes):
+        for sector in range(offset // 512, (offset + len(piece) - 1) // 512 + 1):
+            if turn < crash_in or sector % 4 in kept_sectors:
+                low, high = max(offset, sector * 512), min(offset + len(piece), sector * 512 + 512)
+                disk[low:high] = piece[low - offset : high - offset]
+        if turn == crash_in:
+            break
+    found = parse(bytes(disk), read_only=False)
+    kept = [item for item in found.extensions if item[0] != hdr.EXT_FEATURE_TABLE]
+    found = attrs.evolve(found, extensions=kept, backing_offset=0)
+    assert found in (attrs.evolve(old, backing_offset=0), attrs.evolve(moved, backing_offset=0))
+    if crash_in >= len(writes):
+        assert found == attrs.evolve(moved, backing_offset=0)
