@@ -234,6 +234,14 @@ class Opener(Protocol):
         """
         ...
 
+    async def data_file(self, reference: Options, filename: str | None) -> Child | None:
+        """Attach the child ``data-file`` (role DATA), after which ``file`` holds metadata only.
+
+        ``reference`` is the option as given, ``filename`` what the image's header says, opened as a
+        plain local file only. None if neither says anything.
+        """
+        ...
+
     def object(self, id_: str, type_: type[T]) -> T:
         """Return the user-creatable object ``id_`` of class ``type_``; QmpError if there is none."""
         ...

@@ -104,29 +104,40 @@ class NodeOpener:
             raise QmpError(f"Could not open backing file: {exc}") from exc
 
     def _implicit_backing(self, filename: str, format_: str | None) -> Options:
-        from qsd_trio.qapi import BlockdevOptions
-        from qsd_trio.qapi.converter import from_qmp
-
         if format_ is None:
             # Guessing would let a guest that writes a header choose how the host opens its image.
             raise QmpError(
                 f"The image names backing file '{filename}' without its format;"
                 " give the backing file with the option 'backing'"
             )
+        path = self._resolve(filename)
+        if format_ in ("file", "host_device"):
+            return _options_of({"driver": format_, "filename": path})
+        file: Json = {"driver": self._protocol_of(path), "filename": path}
+        return _options_of({"driver": format_, "file": file})
+
+    def _resolve(self, filename: str) -> str:
+        """Return the path of a file that the image names."""
         file = self._node.child(ChildRole.PRIMARY)
         image = file.node.driver.filename() if file is not None else ""
-        path = self._graph.policy.resolve(filename, image)
-        if format_ in ("file", "host_device"):
-            return from_qmp(BlockdevOptions, {"driver": format_, "filename": path})
-        return from_qmp(
-            BlockdevOptions,
-            {"driver": format_, "file": {"driver": self._protocol_of(path), "filename": path}},
-        )
+        return self._graph.policy.resolve(filename, image)
 
     def _protocol_of(self, path: str) -> str:
         from qsd_trio.host.files import is_block_device
 
         return "host_device" if is_block_device(path) else "file"
+
+    async def data_file(self, reference: Options, filename: str | None) -> Child | None:
+        """Attach the child ``data-file``: by option, or by the name in the image; or none."""
+        if reference is None:
+            if not filename:
+                return None
+            path = self._resolve(filename)
+            reference = _options_of({"driver": self._protocol_of(path), "filename": path})
+        for edge in self._node.children:
+            if edge.name == "file":
+                edge.role &= ~ChildRole.DATA
+        return await self.child("data-file", reference, ChildRole.DATA)
 
     def object(self, id_: str, type_: type[T]) -> T:
         """Return a user-creatable object."""
@@ -135,6 +146,14 @@ class NodeOpener:
     def emit(self, event: str, **data: Json) -> None:
         """Emit a QMP event."""
         self._graph.events.emit(event, **data)
+
+
+def _options_of(members: Json) -> Options:
+    """Make typed options of what an image says."""
+    from qsd_trio.qapi import BlockdevOptions
+    from qsd_trio.qapi.converter import from_qmp
+
+    return from_qmp(BlockdevOptions, members)
 
 
 @final

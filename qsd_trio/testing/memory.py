@@ -248,6 +248,13 @@ class FakeOpener:
             return None
         return await self.child("backing", reference, ChildRole.COW)
 
+    async def data_file(self, reference: Options, filename: str | None) -> Child | None:
+        """Return an edge to child ``data-file``, if the test gave one."""
+        if "data-file" not in self.children:
+            await trio.lowlevel.checkpoint()
+            return None
+        return await self.child("data-file", reference, ChildRole.DATA)
+
     def object(self, id_: str, type_: type[T]) -> T:
         """Return the object the test gave."""
         found = self.objects.get(id_)
