@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import enum
 import errno
-import zlib
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
 
 import attrs
 import trio
 
 from qsd_trio.block.drivers.qcow2 import layout as lay
+from qsd_trio.block.drivers.qcow2.compressed import PARALLEL, CompressedClusters
 from qsd_trio.block.drivers.qcow2.layout import (
     COMPRESSED,
     COPIED,
@@ -21,7 +21,7 @@ from qsd_trio.block.drivers.qcow2.layout import (
     ZERO,
     CorruptImageError,
 )
-from qsd_trio.block.drivers.qcow2.metadata import Metadata, read_file, read_into
+from qsd_trio.block.drivers.qcow2.metadata import Metadata, read_into
 from qsd_trio.errors import os_error
 from qsd_trio.iov import iov_fill, iov_size, iov_slice, iov_zero
 
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qsd_trio.block.abc import Child, Extent, Extents, Iov
-
-#: Inflated clusters kept, since clients read them piece by piece.
-INFLATED_CLUSTERS: Final = 4
-#: Clusters longer than this are inflated by a worker thread (a megabyte takes about 5 ms).
-INFLATE_INLINE: Final = 64 << 10
 
 
 class Kind(enum.Enum):
@@ -75,35 +70,44 @@ class Image:
     cluster_size: int = attrs.field(init=False)
     mask: int = attrs.field(init=False)  # offset within a cluster
     l1_shift: int = attrs.field(init=False)  # offset -> L1 index
-    l2_mask: int = attrs.field(init=False)  # cluster number -> L2 index
+    slice_shift: int = attrs.field(init=False)  # offset -> number of its L2 slice
+    slice_mask: int = attrs.field(init=False)  # cluster number -> index within the slice
     #: Bits of an L2 entry that a plain, sound data cluster has not.
     odd: int = attrs.field(init=False)
     #: COPIED and ``odd``: such bits of an entry equal COPIED if it may be written in place.
     in_place: int = attrs.field(init=False)
     _tables: dict[int, array[int]] = attrs.field(init=False)
     _locations: dict[int, str] = attrs.field(init=False)
-    _inflated: dict[int, bytes] = attrs.field(init=False, factory=dict)
+    compressed: CompressedClusters = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.cluster_bits = self.metadata.cluster_bits
         self.cluster_size = 1 << self.cluster_bits
         self.mask = self.cluster_size - 1
         self.l1_shift = self.cluster_bits + self.metadata.l2_bits
-        self.l2_mask = (1 << self.metadata.l2_bits) - 1
+        self.set_slices()
         self.odd = COMPRESSED | ZERO | (OFFSET_MASK & self.mask)
         self.in_place = COPIED | self.odd
         self._tables = self.metadata.l2
         self._locations = self.metadata.locations
+        self.compressed = CompressedClusters(
+            metadata=self.metadata, kind=self.metadata.header.compression_type
+        )
+
+    def set_slices(self) -> None:
+        """Take over the unit of the L2 cache."""
+        self.slice_shift = self.cluster_bits + self.metadata.slice_bits
+        self.slice_mask = (1 << self.metadata.slice_bits) - 1
 
     # -- the fast path -------------------------------------------------------------------------------
 
     def map_read(self, offset: int, length: int) -> Extents | None:
         """Say where the bytes are, or None."""
-        table = self._tables.get(offset >> self.l1_shift)
+        table = self._tables.get(offset >> self.slice_shift)
         if table is not None:
             within = offset & self.mask
             if within + length <= self.cluster_size:
-                entry = table[offset >> self.cluster_bits & self.l2_mask]
+                entry = table[offset >> self.cluster_bits & self.slice_mask]
                 host = entry & OFFSET_MASK
                 if host and not entry & self.odd:
                     return self.file.map_read(host + within, length)
@@ -163,13 +167,13 @@ class Image:
 
         What is allocated here reads as zeroes until written, as it did before or is to be overwritten.
         """
-        table = self._tables.get(offset >> self.l1_shift)
+        table = self._tables.get(offset >> self.slice_shift)
         if table is None:
             return None
         if not self.in_flight:
             within = offset & self.mask
             if within + length <= self.cluster_size:
-                entry = table[offset >> self.cluster_bits & self.l2_mask]
+                entry = table[offset >> self.cluster_bits & self.slice_mask]
                 if entry & self.in_place == COPIED:
                     host = entry & OFFSET_MASK
                     if host not in self._locations:
@@ -209,7 +213,7 @@ class Image:
             if host_file is None or not host_file.can_write_now:
                 return None
         refcounts.take_nowait(cluster, 1)
-        at = offset >> self.cluster_bits & self.l2_mask
+        at = offset >> self.cluster_bits & self.slice_mask
         table[at] = host | COPIED
         self.metadata.mark_l2(index, at, at)
         return extents
@@ -222,7 +226,7 @@ class Image:
         if (end - 1) >> self.l1_shift != index or not metadata.l1[index] & COPIED:
             return None
         first = offset >> bits
-        entries = table[first & self.l2_mask : ((end - 1) >> bits & self.l2_mask) + 1]
+        entries = table[first & self.slice_mask : ((end - 1) >> bits & self.slice_mask) + 1]
         new = -1  # the one run of clusters to allocate
         count = 0
         cluster = 0
@@ -268,7 +272,7 @@ class Image:
                 if host_file is None or not host_file.can_write_now:
                     return None
             metadata.refcounts.take_nowait(cluster, count)
-            start = (first & self.l2_mask) + new
+            start = (first & self.slice_mask) + new
             for at in range(count):
                 table[start + at] = (cluster + at) << bits | COPIED
             metadata.mark_l2(index, start, start + count - 1)
@@ -320,7 +324,7 @@ class Image:
         """
         bits = self.cluster_bits
         number = offset >> bits
-        at = number & self.l2_mask
+        at = number & self.slice_mask
         entry = table[at]
         kind = self.kind(entry)
         if kind is Kind.COMPRESSED:
@@ -348,7 +352,7 @@ class Image:
     def _check_entry(self, entry: int, offset: int) -> None:
         if not entry & self.odd:
             return
-        index = offset >> self.cluster_bits & self.l2_mask
+        index = offset >> self.cluster_bits & self.slice_mask
         l2_offset = self.metadata.l2_offset(offset >> self.l1_shift)
         where = f"(L2 offset: {l2_offset:#x}, L2 index: {index:#x})"
         if entry & ZERO and self.version < 3:
@@ -358,13 +362,6 @@ class Image:
             raise CorruptImageError(
                 f"Cluster allocation offset {host:#x} unaligned {where}", fatal=True
             )
-
-    def compressed_extent(self, entry: int) -> tuple[int, int]:
-        """Return (host offset, length) of a compressed cluster's data, rounded up to sectors."""
-        shift = 62 - (self.cluster_bits - 8)
-        offset = entry & ((1 << shift) - 1)
-        sectors = (entry >> shift & ((1 << (self.cluster_bits - 8)) - 1)) + 1
-        return offset, sectors * 512 - (offset & 511)
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -391,9 +388,7 @@ class Image:
             elif kind is Kind.UNALLOCATED:
                 await self.read_backing(offset, part, length)
             elif kind is Kind.COMPRESSED:
-                data = await self.inflate(host)
-                within = offset & self.mask
-                iov_fill(part, memoryview(data)[within : within + length])
+                length = await self._read_compressed(table, offset, stop, iov)
             else:
                 iov_zero(part)
             offset += length
@@ -409,31 +404,24 @@ class Image:
         else:
             await read_into(backing, offset, iov, length)
 
-    async def inflate(self, entry: int) -> bytes:
-        """Return the content of a compressed cluster."""
-        data = self._inflated.get(entry)
-        if data is not None:
-            return data
-        offset, length = self.compressed_extent(entry)
-        token = self.metadata.begin_io()
-        try:
-            raw = await read_file(self.file, offset, length)
-        finally:
-            self.metadata.end_io(token)
-        if self.cluster_size > INFLATE_INLINE:
-            from qsd_trio.host.workers import worker_pool
-
-            data = await worker_pool().run(_inflate, raw, self.cluster_size)
-        else:
-            data = _inflate(raw, self.cluster_size)
-        self._inflated[entry] = data
-        if len(self._inflated) > INFLATED_CLUSTERS:
-            del self._inflated[next(iter(self._inflated))]
-        return data
-
-    def forget_inflated(self) -> None:
-        """Drop inflated clusters: one of them is being freed."""
-        self._inflated.clear()
+    async def _read_compressed(
+        self, table: array[int] | None, offset: int, stop: int, iov: Iov
+    ) -> int:
+        """Fill the start of ``iov`` from one or more compressed clusters; return how much."""
+        assert table is not None
+        entries = []
+        end = offset
+        while end < stop and len(entries) < PARALLEL:
+            kind, entry, length = self.classify(table, end, stop)
+            if kind is not Kind.COMPRESSED:
+                break
+            entries.append(entry)
+            end += length
+        data = b"".join(await self.compressed.read(entries))
+        within = offset & self.mask
+        length = end - offset
+        iov_fill(iov_slice(iov, 0, length), memoryview(data)[within : within + length])
+        return length
 
     # -- a corrupt image -----------------------------------------------------------------------------
 
@@ -447,14 +435,3 @@ class Image:
                     header, incompatible=header.incompatible | lay.INCOMPAT_CORRUPT
                 )
             )
-
-
-def _inflate(raw: bytes | bytearray, length: int) -> bytes:
-    """Inflate a raw deflate stream to exactly ``length`` bytes; EIO if it does not give them."""
-    try:
-        data = zlib.decompressobj(-15).decompress(raw, length)
-    except zlib.error as exc:
-        raise os_error(errno.EIO) from exc
-    if len(data) != length:
-        raise os_error(errno.EIO)
-    return data

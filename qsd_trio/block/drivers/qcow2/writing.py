@@ -213,9 +213,8 @@ async def _untouched(image: Image, offset: int, length: int, *, fresh: bool) -> 
 def free_entry(image: Image, entry: int, reason: int) -> None:
     """Drop the reference that an overwritten L2 entry was."""
     if entry & COMPRESSED:
-        offset, length = image.compressed_extent(entry)
+        offset, length = image.compressed.extent(entry)
         image.metadata.free(offset, length, reason)
-        image.forget_inflated()
     elif entry & OFFSET_MASK:
         image.metadata.free(entry & OFFSET_MASK & ~image.mask, image.cluster_size, reason)
 

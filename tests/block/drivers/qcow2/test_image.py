@@ -145,7 +145,7 @@ async def test_a_truncated_compressed_cluster_is_an_input_error(tmp_path: Path) 
     image[-512:] = b"\xff" * 512
     image[-1024:-512] = b"\xff" * 512
     async with opened(Disk(bytes(image))) as node:
-        start = node.driver.image.compressed_extent((await node.driver.image.metadata.table(0))[0])[
+        start = node.driver.image.compressed.extent((await node.driver.image.metadata.table(0))[0])[
             0
         ]
     image[start : start + 64] = b"\xff" * 64
