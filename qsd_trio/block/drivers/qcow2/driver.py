@@ -83,6 +83,7 @@ class Qcow2(FormatDriver):
         _refuse_unsupported(header, read_only=opener.read_only)
         runtime = opts.check(options, header, discard_unmap=opener.discard_unmap)
         metadata = await Metadata.load(file, header)
+        await metadata.set_slice_size(runtime.l2_slice_size)
         _apply(runtime, metadata)
         image = Image(file=file, metadata=metadata, size=header.size, version=header.version)
         image.backing = await opener.backing(
@@ -235,10 +236,10 @@ class Qcow2(FormatDriver):
         image = self.image
         if image.broken:
             raise os_error(errno.ENOMEDIUM)
-        index = offset >> image.l1_shift
-        stop = min(offset + length, (index + 1) << image.l1_shift)
+        number = offset >> image.slice_shift
+        stop = min(offset + length, (number + 1) << image.slice_shift)
         try:
-            table = await image.metadata.table(index)
+            table = await image.metadata.slice(number)
             if table is None:
                 return BlockStatus(StatusFlag.NONE, stop - offset)
             kind, host, run = image.classify(table, offset, stop)
@@ -292,6 +293,9 @@ class Qcow2(FormatDriver):
                 raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
         if self.writable and not writable:
             await self.image.metadata.write_back()
+
+        await self.image.metadata.set_slice_size(runtime.l2_slice_size)
+        self.image.set_slices()
 
         async def commit() -> None:
             _apply(runtime, self.image.metadata)
@@ -385,6 +389,6 @@ def _lazy(options: Options, header: Header) -> bool:
 
 
 def _apply(runtime: opts.RuntimeOptions, metadata: Metadata) -> None:
-    metadata.l2_limit = runtime.l2_tables
+    metadata.l2_limit = runtime.l2_slices
     metadata.refblock_limit = runtime.refcount_blocks
     metadata.pass_discard = runtime.pass_discard

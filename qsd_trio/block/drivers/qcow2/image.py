@@ -119,11 +119,11 @@ class Image:
         end = offset + length
         extents: list[Extent] = []
         while offset < end:
-            index = offset >> self.l1_shift
-            stop = min(end, (index + 1) << self.l1_shift)
-            table = self._tables.get(index)
+            number = offset >> self.slice_shift
+            stop = min(end, (number + 1) << self.slice_shift)
+            table = self._tables.get(number)
             if table is None:
-                if self.metadata.l1[index] & OFFSET_MASK:
+                if self.metadata.l1[offset >> self.l1_shift] & OFFSET_MASK:
                     return None
                 if not self._map_unallocated(extents, offset, stop - offset):
                     return None
@@ -187,8 +187,7 @@ class Image:
 
     def _map_new(self, table: array[int], offset: int, length: int, entry: int) -> Extents | None:
         """Allocate one cluster for a write into it, if nothing is to be read or written besides."""
-        index = offset >> self.l1_shift
-        if not self.metadata.l1[index] & COPIED:
+        if not self.metadata.l1[offset >> self.l1_shift] & COPIED:
             return None
         refcounts = self.metadata.refcounts
         cluster, found = refcounts.find_nowait(1)
@@ -215,15 +214,18 @@ class Image:
         refcounts.take_nowait(cluster, 1)
         at = offset >> self.cluster_bits & self.slice_mask
         table[at] = host | COPIED
-        self.metadata.mark_l2(index, at, at)
+        self.metadata.mark_l2(offset >> self.slice_shift, at, at)
         return extents
 
     def _map_write(self, table: array[int], offset: int, length: int) -> Extents | None:
         """Map a range of several clusters, or one to allocate."""
         metadata, bits, mask = self.metadata, self.cluster_bits, self.mask
-        index = offset >> self.l1_shift
+        number = offset >> self.slice_shift
         end = offset + length
-        if (end - 1) >> self.l1_shift != index or not metadata.l1[index] & COPIED:
+        if (
+            (end - 1) >> self.slice_shift != number
+            or not metadata.l1[offset >> self.l1_shift] & COPIED
+        ):
             return None
         first = offset >> bits
         entries = table[first & self.slice_mask : ((end - 1) >> bits & self.slice_mask) + 1]
@@ -275,7 +277,7 @@ class Image:
             start = (first & self.slice_mask) + new
             for at in range(count):
                 table[start + at] = (cluster + at) << bits | COPIED
-            metadata.mark_l2(index, start, start + count - 1)
+            metadata.mark_l2(number, start, start + count - 1)
         return extents
 
     def _may_allocate(
@@ -353,7 +355,7 @@ class Image:
         if not entry & self.odd:
             return
         index = offset >> self.cluster_bits & self.slice_mask
-        l2_offset = self.metadata.l2_offset(offset >> self.l1_shift)
+        l2_offset = self.metadata.slice_offset(offset >> self.slice_shift)
         where = f"(L2 offset: {l2_offset:#x}, L2 index: {index:#x})"
         if entry & ZERO and self.version < 3:
             raise CorruptImageError(f"Zero cluster entry found in pre-v3 image {where}", fatal=True)
@@ -371,9 +373,9 @@ class Image:
         while True:
             if self.broken:
                 raise os_error(errno.ENOMEDIUM)
-            index = offset >> self.l1_shift
-            stop = min(end, (index + 1) << self.l1_shift)
-            table = await self.metadata.table(index)
+            number = offset >> self.slice_shift
+            stop = min(end, (number + 1) << self.slice_shift)
+            table = await self.metadata.slice(number)
             if table is None:
                 kind, host, length = Kind.UNALLOCATED, 0, stop - offset
             else:
@@ -429,6 +431,7 @@ class Image:
         """Stop working, and say so in the image if it has a place for it (version 3)."""
         self.broken = True
         self._tables.clear()
+        self.metadata.subclusters.clear()
         if self.version >= 3:
             await self.metadata.update_header(
                 lambda header: attrs.evolve(

@@ -63,19 +63,25 @@ class Metadata:
     l1: array[int]
     l1_offset: int
     refcounts: Refcounts = attrs.field(init=False)
-    #: L1 index -> its L2 table, in host byte order. The oldest come first.
+    #: Slice number -> entries of that slice of its L2 table, in host byte order. The oldest come first.
     l2: dict[int, array[int]] = attrs.field(init=False, factory=dict)
-    #: L1 index -> [first, last] entry that differs from the disk
+    #: Slice number -> subcluster bitmaps of the cached slices, if the image has extended L2 entries.
+    subclusters: dict[int, array[int]] = attrs.field(init=False, factory=dict)
+    #: Slice number -> [first, last] entry that differs from the disk
     dirty_l2: dict[int, list[int]] = attrs.field(init=False, factory=dict)
     #: L1_SECTOR-sized pieces that differ from the disk
     dirty_l1: set[int] = attrs.field(init=False, factory=set)
     #: Host offset -> what is there, of clusters with metadata (of tables: the cached ones).
     locations: dict[int, str] = attrs.field(init=False, factory=dict)
-    #: Limits of the caches, in clusters.
+    #: Limits of the caches: in slices, in clusters.
     l2_limit: int = attrs.field(init=False, default=512)
     refblock_limit: int = attrs.field(init=False, default=4)
     cluster_bits: int = attrs.field(init=False)
-    l2_bits: int = attrs.field(init=False)
+    #: Whether L2 entries are extended by subcluster bitmaps.
+    extended: bool = attrs.field(init=False)
+    _entry_bits: int = attrs.field(init=False)
+    l2_bits: int = attrs.field(init=False)  # log2 of entries per L2 table
+    slice_bits: int = attrs.field(init=False)  # log2 of entries per slice, the unit of the cache
     #: Whether clusters freed for a reason are discarded in the file: request, snapshot, other.
     pass_discard: tuple[bool, bool, bool] = attrs.field(init=False, default=(False, False, False))
     #: (cluster, epoch, whether to discard) of clusters that lost a reference
@@ -94,7 +100,10 @@ class Metadata:
 
     def __attrs_post_init__(self) -> None:
         self.cluster_bits = self.header.cluster_bits
-        self.l2_bits = self.cluster_bits - 3
+        self.extended = bool(self.header.incompatible & lay.INCOMPAT_EXTENDED_L2)
+        self._entry_bits = 4 if self.extended else 3  # log2 of bytes per entry
+        self.l2_bits = self.cluster_bits - self._entry_bits
+        self.slice_bits = self.l2_bits
 
     @classmethod
     async def load(cls, file: Child, header: Header) -> Metadata:
@@ -172,90 +181,146 @@ class Metadata:
             )
         return offset
 
-    async def table(self, index: int) -> array[int] | None:
-        """Return the L2 table of L1 entry ``index``, reading it if need be; None: there is none.
+    def slice_offset(self, number: int) -> int:
+        """Return where a slice is on disk, 0 if its L2 table does not exist."""
+        shift = self.l2_bits - self.slice_bits
+        table = self.l2_offset(number >> shift)
+        if not table:
+            return 0
+        within = number & ((1 << shift) - 1)
+        return table + (within << (self.slice_bits + self._entry_bits))
 
-        The table may leave the cache at the next await: never keep it over one.
+    def slices_of(self, index: int) -> range:
+        """Return the numbers of the slices of an L1 entry's L2 table."""
+        shift = self.l2_bits - self.slice_bits
+        return range(index << shift, (index + 1) << shift)
+
+    async def slice(self, number: int) -> array[int] | None:
+        """Return slice ``number`` of all L2 tables, reading it if need be; None: there is no table.
+
+        The slice may leave the cache at the next await: never keep it over one.
         """
         while True:
-            table = self.l2.get(index)
-            if table is not None:
-                return table
-            offset = self.l2_offset(index)
+            entries = self.l2.get(number)
+            if entries is not None:
+                return entries
+            offset = self.slice_offset(number)
             if not offset:
                 return None
-            loading = self._loading.get(index)
+            loading = self._loading.get(number)
             if loading is not None:
                 await loading.wait()
                 continue
-            self._loading[index] = loading = trio.Event()
+            self._loading[number] = loading = trio.Event()
             try:
                 await self._make_room()
-                data = await read_file(self.file, offset, self.cluster_size)
-                # Only we put tables there while the event is filed; the L1 entry may have changed.
-                if self.l2_offset(index) == offset:
-                    self.l2[index] = table = from_disk(data)
-                    self.locations[offset] = ACTIVE_L2
-                    return table
+                words = await self._read_words(offset, 1 << (self.slice_bits + self._entry_bits))
+                # Only we put slices there while the event is filed; the L1 entry may have changed.
+                if self.slice_offset(number) == offset:
+                    self._put_slice(number, words)
+                    self.locations[offset & -self.cluster_size] = ACTIVE_L2
+                    return self.l2[number]
             finally:
-                del self._loading[index]
+                del self._loading[number]
                 loading.set()
 
-    async def table_for_write(self, index: int) -> array[int]:
-        """Return the L2 table of L1 entry ``index``, making it (or a copy of a shared one)."""
+    async def _read_words(self, offset: int, length: int) -> array[int]:
+        return from_disk(await read_file(self.file, offset, length))
+
+    def _put_slice(self, number: int, words: array[int]) -> None:
+        if self.extended:
+            self.l2[number] = words[::2]
+            self.subclusters[number] = words[1::2]
+        else:
+            self.l2[number] = words
+
+    async def slice_for_write(self, number: int) -> array[int]:
+        """Return slice ``number``, making its L2 table (or a copy of a shared one)."""
+        index = number >> (self.l2_bits - self.slice_bits)
         while True:
-            table = await self.table(index)
+            entries = await self.slice(number)
             entry = self.l1[index]
-            if table is not None and entry & COPIED:
-                return table
-            await self._make_room()
+            if entries is not None and entry & COPIED:
+                return entries
+            # Nobody writes to a shared table: what is read of it stays true as long as the L1 entry does.
+            table = self.l2_offset(index)
+            words = await self._read_words(table, self.cluster_size) if table else None
+            await self._make_room(len(self.slices_of(index)))
             await self.refcounts.prepare()
             # No await from here on.
-            if self.l2.get(index) is not table or self.l1[index] != entry:
+            if self.l1[index] != entry:
                 continue
             cluster, count = self.refcounts.find_nowait(1)
             if not count:
                 continue
-            old = self.l2_offset(index)
             self.refcounts.take_nowait(cluster, 1)
-            offset = cluster << self.cluster_bits
-            if table is None:
-                table = array("Q", bytes(self.cluster_size))
-            else:
-                self.free(old, self.cluster_size, 2)
-                self.locations.pop(old, None)
-            self.l2[index] = table
-            self.locations[offset] = ACTIVE_L2
-            self.dirty_l2[index] = [0, len(table) - 1]
-            self.l1[index] = offset | COPIED
-            self.dirty_l1.add(index // L1_SECTOR)
-            return table
+            self._move_table(index, cluster << self.cluster_bits, words)
+            return self.l2[number]
 
-    def mark_l2(self, index: int, first: int, last: int) -> None:
-        """Note that entries of a cached L2 table differ from the disk."""
-        span = self.dirty_l2.get(index)
+    def _move_table(self, index: int, offset: int, words: array[int] | None) -> None:
+        """Put the L2 table of an L1 entry into a cluster of its own.
+
+        ``words`` is the whole of the shared one, None: there was none. All of it has to be written to
+        its new place: every slice comes into the cache and is dirty.
+        """
+        table = self.l2_offset(index)
+        if table:
+            self.free(table, self.cluster_size, 2)
+            self.locations.pop(table, None)
+        self.locations[offset] = ACTIVE_L2
+        size = 1 << (self.slice_bits + self._entry_bits - 3)  # in words
+        for turn, number in enumerate(self.slices_of(index)):
+            if number not in self.l2:
+                part = array("Q", bytes(size * 8)) if words is None else words[turn * size :][:size]
+                self._put_slice(number, part)
+            self.dirty_l2[number] = [0, (1 << self.slice_bits) - 1]
+        self.l1[index] = offset | COPIED
+        self.dirty_l1.add(index // L1_SECTOR)
+
+    def _slice_write(self, number: int, first: int, last: int) -> tuple[int, bytes]:
+        """Return (offset, data) that brings entries of a cached slice to the disk."""
+        words = self.l2[number][first : last + 1]
+        if self.extended:
+            entries, words = words, array("Q", bytes(16 * len(words)))
+            words[::2] = entries
+            words[1::2] = self.subclusters[number][first : last + 1]
+        return self.slice_offset(number) + (first << self._entry_bits), to_disk(words)
+
+    async def set_slice_size(self, size: int) -> None:
+        """Cache L2 tables by ``size`` bytes from now on."""
+        bits = size.bit_length() - 1 - self._entry_bits
+        if bits != self.slice_bits:
+            await self.write_back()
+            self._drop_l2(None)
+            if not self.l2 and not self._loading:  # else a request came in between: not now
+                self.slice_bits = bits
+
+    def mark_l2(self, number: int, first: int, last: int) -> None:
+        """Note that entries of a cached slice differ from the disk."""
+        span = self.dirty_l2.get(number)
         if span is None:
-            self.dirty_l2[index] = [first, last]
+            self.dirty_l2[number] = [first, last]
         else:
             if first < span[0]:
                 span[0] = first
             if last > span[1]:
                 span[1] = last
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, slices: int = 1) -> None:
         """Keep the caches within their limits, writing back if too much in them is dirty."""
-        if len(self.l2) >= self.l2_limit or len(self.refcounts.blocks) > self.refblock_limit:
-            self._evict()
+        limit = max(self.l2_limit - slices, 0)
+        if len(self.l2) > limit or len(self.refcounts.blocks) > self.refblock_limit:
+            self._evict(limit)
             if (
-                len(self.l2) >= self.l2_limit
+                len(self.l2) > limit
                 or len(self.refcounts.blocks) > 2 * self.refblock_limit
             ):
                 await self.write_back()
-                self._evict()
+                self._evict(limit)
 
-    def _evict(self) -> None:
-        """Drop the oldest clean tables until there is room for another."""
-        surplus = len(self.l2) + 1 - self.l2_limit
+    def _evict(self, limit: int) -> None:
+        """Drop the oldest clean slices until ``limit`` are left, and refcount blocks likewise."""
+        surplus = len(self.l2) - limit
         if surplus > 0:
             self._drop_l2(surplus)
         refcounts = self.refcounts
@@ -275,12 +340,19 @@ class Metadata:
 
     def _drop_l2(self, limit: int | None) -> None:
         clean = [
-            index
-            for index in self.l2
-            if index not in self.dirty_l2 and index not in self._writing_l2
+            number
+            for number in self.l2
+            if number not in self.dirty_l2 and number not in self._writing_l2
         ]
-        for index in clean[:limit]:
-            del self.l2[index]
+        for number in clean[:limit]:
+            self.forget_slice(number)
+
+    def forget_slice(self, number: int) -> None:
+        """Drop a slice, and the note where its L2 table is when no other slice of it is left."""
+        del self.l2[number]
+        self.subclusters.pop(number, None)
+        index = number >> (self.l2_bits - self.slice_bits)
+        if not any(other in self.l2 for other in self.slices_of(index)):
             self.locations.pop(self.l1[index] & OFFSET_MASK, None)
 
     # -- freed clusters --------------------------------------------------------------------------------
@@ -407,10 +479,10 @@ class Metadata:
                 (refcounts.table_offset + number * 8, refcounts.table[number].to_bytes(8, "big"))
                 for number in sorted(entries)
             ]
-            table_writes = []
-            for index, (first, last) in sorted(tables.items()):
-                data = to_disk(self.l2[index][first : last + 1])
-                table_writes.append((self.l2_offset(index) + first * 8, data))
+            table_writes = [
+                self._slice_write(number, first, last)
+                for number, (first, last) in sorted(tables.items())
+            ]
             sector_writes = []
             for sector in sorted(sectors):
                 data = to_disk(self.l1[sector * L1_SECTOR : (sector + 1) * L1_SECTOR])

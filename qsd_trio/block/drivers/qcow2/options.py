@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import attrs
 
+from qsd_trio.block.drivers.qcow2.layout import INCOMPAT_EXTENDED_L2
 from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_DEFAULT_L2_CACHE: Final = 32 << 20
 MIN_L2_ENTRIES: Final = 2
+DEFAULT_SLICE_SIZE: Final = 65536
 MIN_REFCOUNT_ENTRIES: Final = 4
 _SIZES: Final = (
     "cache-size",
@@ -29,7 +31,9 @@ _INT_MAX: Final = 2**31 - 1
 class RuntimeOptions:
     """What the options of blockdev-add come to for one image."""
 
-    l2_tables: int
+    l2_slices: int
+    #: Bytes of an L2 table that are cached at once.
+    l2_slice_size: int
     refcount_blocks: int
     #: Whether freed clusters are discarded in the file: on request, of snapshots, other.
     pass_discard: tuple[bool, bool, bool]
@@ -40,7 +44,7 @@ def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOp
     if options.encrypt is not None:
         format_ = options.encrypt.format.value
         raise QmpError(f"No encryption in image header, but options specified format '{format_}'")
-    l2_tables, refcount_blocks = _cache_sizes(options, header)
+    l2_slices, slice_size, refcount_blocks = _cache_sizes(options, header)
     interval = options.cache_clean_interval
     if interval is not None and not 0 <= interval < 2**32:
         raise QmpError("Cache clean interval too big")
@@ -57,7 +61,8 @@ def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOp
         return default if value is None else value
 
     return RuntimeOptions(
-        l2_tables=l2_tables,
+        l2_slices=l2_slices,
+        l2_slice_size=slice_size,
         refcount_blocks=refcount_blocks,
         pass_discard=(
             choose(options.pass_discard_request, discard_unmap),
@@ -67,8 +72,8 @@ def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOp
     )
 
 
-def _cache_sizes(options: Options, header: Header) -> tuple[int, int]:
-    """Return how many L2 tables and refcount blocks to keep in memory."""
+def _cache_sizes(options: Options, header: Header) -> tuple[int, int, int]:
+    """Return how many L2 slices, of which size, and refcount blocks to keep in memory."""
     given: dict[str, int | None] = {}
     for name in _SIZES:
         value = getattr(options, name.replace("-", "_"))
@@ -78,7 +83,8 @@ def _cache_sizes(options: Options, header: Header) -> tuple[int, int]:
     total, l2, entry, refcounts = (given[name] for name in _SIZES)
     size = header.cluster_size
     clusters = _div_up(header.size, size)
-    largest_l2 = _div_up(clusters * 8, size) * size
+    entry_bytes = 16 if header.incompatible & INCOMPAT_EXTENDED_L2 else 8
+    largest_l2 = _div_up(clusters * entry_bytes, size) * size
     smallest_refcounts = MIN_REFCOUNT_ENTRIES * size
     if total is not None:
         if l2 is not None and refcounts is not None:
@@ -106,11 +112,12 @@ def _cache_sizes(options: Options, header: Header) -> tuple[int, int]:
         raise QmpError(
             f"L2 cache entry size must be a power of two between 512 and the cluster size ({size})"
         )
-    if l2 // (entry or size) > _INT_MAX:
+    entry = min(size, DEFAULT_SLICE_SIZE) if entry is None else entry
+    if l2 // entry > _INT_MAX:
         raise QmpError("L2 cache size too big")
     if refcounts // size > _INT_MAX:
         raise QmpError("Refcount cache size too big")
-    return max(l2 // size, MIN_L2_ENTRIES), max(refcounts // size, MIN_REFCOUNT_ENTRIES)
+    return max(l2 // entry, MIN_L2_ENTRIES), entry, max(refcounts // size, MIN_REFCOUNT_ENTRIES)
 
 
 def _div_up(value: int, unit: int) -> int:

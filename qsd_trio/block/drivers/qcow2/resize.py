@@ -161,11 +161,11 @@ async def _preallocate(image: Image, start: int, end: int, mode: str) -> None:
 
 async def _preallocate_some(image: Image, number: int, last: int) -> int:
     metadata, refcounts = image.metadata, image.metadata.refcounts
-    index = number >> metadata.l2_bits
-    last = min(last, (index + 1 << metadata.l2_bits) - 1)
+    index = number >> metadata.slice_bits
+    last = min(last, (index + 1 << metadata.slice_bits) - 1)
     while True:
-        table = await metadata.table_for_write(index)
-        at = number & image.l2_mask
+        table = await metadata.slice_for_write(index)
+        at = number & image.slice_mask
         if table[at] & OFFSET_MASK:
             return 1
         wanted = 1
@@ -199,11 +199,12 @@ async def _shrink(image: Image, size: int) -> None:
         for index in range(first, len(metadata.l1)):
             offset = metadata.l2_offset(index)
             if offset:
+                for number in metadata.slices_of(index):
+                    metadata.dirty_l2.pop(number, None)
+                    if number in metadata.l2:
+                        metadata.forget_slice(number)
                 metadata.l1[index] = 0
-                metadata.l2.pop(index, None)
-                metadata.dirty_l2.pop(index, None)
                 metadata.dirty_l1.add(index // L1_SECTOR)
-                metadata.locations.pop(offset, None)
                 metadata.free(offset, image.cluster_size, FREED_OTHERWISE)
         await metadata.write_back()
         end = await _end_of_used(image)
@@ -216,8 +217,8 @@ async def _shrink(image: Image, size: int) -> None:
 
 
 async def _zero_tail(image: Image, start: int, end: int) -> None:
-    table = await image.metadata.table(start >> image.l1_shift)
-    if table is not None and table[start >> image.cluster_bits & image.l2_mask] > 1:
+    table = await image.metadata.slice(start >> image.slice_shift)
+    if table is not None and table[start >> image.cluster_bits & image.slice_mask] > 1:
         await write_zero_bytes(image, start, end)
 
 

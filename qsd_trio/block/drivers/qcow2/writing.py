@@ -61,7 +61,7 @@ async def _table(image: Image, start: int, end: int) -> array[int]:
         if image.broken:
             raise os_error(errno.ENOMEDIUM)
         await _wait_for_conflicts(image, start, end)
-        table = await image.metadata.table_for_write(start >> image.l1_shift)
+        table = await image.metadata.slice_for_write(start >> image.slice_shift)
         if image.conflict(start, end) is None:
             return table
 
@@ -69,8 +69,7 @@ async def _table(image: Image, start: int, end: int) -> array[int]:
 async def _write_some(image: Image, offset: int, iov: Sequence[memoryview], length: int) -> int:
     """Write the first bytes of ``iov``; return how many."""
     metadata, bits = image.metadata, image.cluster_bits
-    index = offset >> image.l1_shift
-    end = min(offset + length, (index + 1) << image.l1_shift)
+    end = min(offset + length, ((offset >> image.slice_shift) + 1) << image.slice_shift)
     while True:
         table = await _table(image, offset, end)
         kind, host, run = image.classify(table, offset, end)
@@ -78,7 +77,7 @@ async def _write_some(image: Image, offset: int, iov: Sequence[memoryview], leng
             run = _copied_run(image, table, offset, run)
             if run:
                 break
-        elif kind is Kind.ZERO_ALLOCATED and table[offset >> bits & image.l2_mask] & COPIED:
+        elif kind is Kind.ZERO_ALLOCATED and table[offset >> bits & image.slice_mask] & COPIED:
             run = _copied_run(image, table, offset, run)
             host &= ~image.mask
             break
@@ -114,7 +113,7 @@ def _copied_run(image: Image, table: array[int], offset: int, run: int) -> int:
     bits = image.cluster_bits
     first = offset >> bits
     for number in range(first, ((offset + run - 1) >> bits) + 1):
-        if not table[number & image.l2_mask] & COPIED:
+        if not table[number & image.slice_mask] & COPIED:
             return max((number << bits) - offset, 0) if number > first else 0
     return run
 
@@ -123,7 +122,7 @@ def _run_to_allocate(image: Image, table: array[int], offset: int, end: int) -> 
     """Return the length of the run from ``offset`` where new clusters are needed."""
     bits = image.cluster_bits
     for number in range((offset >> bits) + 1, ((end - 1) >> bits) + 1):
-        entry = table[number & image.l2_mask]
+        entry = table[number & image.slice_mask]
         # Written in place: data of ours, and zero clusters with a place of their own.
         if entry & COPIED and entry & OFFSET_MASK and not entry & COMPRESSED:
             return (number << bits) - offset
@@ -167,19 +166,19 @@ async def _write_new(
             await image.file.pwritev(at, pieces)
         finally:
             metadata.end_io(token)
-        table = await metadata.table_for_write(offset >> image.l1_shift)
+        table = await metadata.slice_for_write(offset >> image.slice_shift)
     except BaseException:
         if taken:
             metadata.free(host, (last - first + 1) << bits, FREED_OTHERWISE)
         raise
     else:
-        start = first & image.l2_mask
+        start = first & image.slice_mask
         for at in range(last - first + 1):
             old = table[start + at]
             table[start + at] = host + (at << bits) | COPIED
             if taken:
                 free_entry(image, old, FREED_OTHERWISE)
-        metadata.mark_l2(offset >> image.l1_shift, start, start + last - first)
+        metadata.mark_l2(offset >> image.slice_shift, start, start + last - first)
     finally:
         image.in_flight.remove(job)
         job.done.set()
@@ -192,12 +191,12 @@ async def _untouched(image: Image, offset: int, length: int, *, fresh: bool) -> 
     """
     if not length:
         return None
-    table = await image.metadata.table(offset >> image.l1_shift)
+    table = await image.metadata.slice(offset >> image.slice_shift)
     zero = None if fresh else _ZEROES[:length]
     if table is None:
         entry = 0
     else:
-        entry = table[offset >> image.cluster_bits & image.l2_mask]
+        entry = table[offset >> image.cluster_bits & image.slice_mask]
     kind = image.kind(entry)
     if kind is Kind.ZERO or kind is Kind.ZERO_ALLOCATED or offset >= image.size:
         return zero
@@ -231,11 +230,11 @@ async def pwrite_zeroes(image: Image, offset: int, length: int, flags: ReqFlag) 
         await pdiscard(image, offset, length)
         return
     while offset < end:
-        index = offset >> image.l1_shift
-        stop = min(end, (index + 1) << image.l1_shift)
+        number = offset >> image.slice_shift
+        stop = min(end, (number + 1) << image.slice_shift)
         table = await _table(image, offset, stop)
-        start = offset >> image.cluster_bits & image.l2_mask
-        for at in range(start, ((stop - 1) >> image.cluster_bits & image.l2_mask) + 1):
+        start = offset >> image.cluster_bits & image.slice_mask
+        for at in range(start, ((stop - 1) >> image.cluster_bits & image.slice_mask) + 1):
             old = table[at]
             kind = image.kind(old)
             if kind is Kind.ZERO:
@@ -247,7 +246,7 @@ async def pwrite_zeroes(image: Image, offset: int, length: int, flags: ReqFlag) 
                 new = ZERO
                 free_entry(image, old, FREED_BY_REQUEST)
             table[at] = new
-            image.metadata.mark_l2(index, at, at)
+            image.metadata.mark_l2(number, at, at)
         offset = stop
     await settle(image)
 
@@ -263,18 +262,18 @@ async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False
     if offset & image.mask or (end & image.mask and end < image.size):
         raise os_error(errno.ENOTSUP)
     while offset < end:
-        index = offset >> image.l1_shift
-        stop = min(end, (index + 1) << image.l1_shift)
-        if (full or image.backing is None) and not image.metadata.l2_offset(index):
+        number = offset >> image.slice_shift
+        stop = min(end, (number + 1) << image.slice_shift)
+        if (full or image.backing is None) and not image.metadata.slice_offset(number):
             if image.in_flight:
                 await _wait_for_conflicts(image, offset, stop)
-                if image.metadata.l2_offset(index):
+                if image.metadata.slice_offset(number):
                     continue
             offset = stop
             continue
         table = await _table(image, offset, stop)
-        start = offset >> image.cluster_bits & image.l2_mask
-        for at in range(start, ((stop - 1) >> image.cluster_bits & image.l2_mask) + 1):
+        start = offset >> image.cluster_bits & image.slice_mask
+        for at in range(start, ((stop - 1) >> image.cluster_bits & image.slice_mask) + 1):
             old = table[at]
             kind = image.kind(old)
             new = 0
@@ -287,6 +286,6 @@ async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False
                 continue
             free_entry(image, old, FREED_BY_REQUEST)
             table[at] = new
-            image.metadata.mark_l2(index, at, at)
+            image.metadata.mark_l2(number, at, at)
         offset = stop
     await settle(image)

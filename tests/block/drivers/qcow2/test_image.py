@@ -145,7 +145,7 @@ async def test_a_truncated_compressed_cluster_is_an_input_error(tmp_path: Path) 
     image[-512:] = b"\xff" * 512
     image[-1024:-512] = b"\xff" * 512
     async with opened(Disk(bytes(image))) as node:
-        start = node.driver.image.compressed.extent((await node.driver.image.metadata.table(0))[0])[
+        start = node.driver.image.compressed.extent((await node.driver.image.metadata.slice(0))[0])[
             0
         ]
     image[start : start + 64] = b"\xff" * 64
@@ -277,4 +277,4 @@ async def test_read_only_images_are_not_touched() -> None:
     async with opened(disk, read_only=True) as node:
         assert await read(node, 0, 4096) == bytes(4096)
     assert disk.data == image
-    assert disk.unflushed == []
+    assert disk.journal.changes == []
