@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import Self
 
+    from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
     from qsd_trio.host.files import HostFile
     from qsd_trio.untyped import Json, Options
 
@@ -216,6 +217,11 @@ class Opener(Protocol):
         """Whether ``discard=unmap``: pdiscard requests reach the driver only then."""
         ...
 
+    @property
+    def bitmaps(self) -> DirtyBitmaps:
+        """The node's dirty bitmaps: a format that stores some adds them here when it opens."""
+        ...
+
     def make_read_only(self, message: str) -> None:
         """Fall back to read-only if ``auto-read-only`` allows it, else raise QmpError(message)."""
         ...
@@ -251,6 +257,21 @@ class Opener(Protocol):
         ...
 
 
+class BitmapStore(Protocol):
+    """What a format offers that keeps dirty bitmaps in its image.
+
+    It writes a node's persistent bitmaps by itself, when the image closes or becomes read-only.
+    """
+
+    def check_can_store(self, name: str, granularity: int) -> None:
+        """Raise QmpError if a new bitmap could not be kept."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Remove a bitmap from the image, if it is there. Raises QmpError: it is still there."""
+        ...
+
+
 class BlockDriver(ABC):
     """One open image or filter. Subclass ``FormatDriver``, ``ProtocolDriver`` or ``FilterDriver``."""
 
@@ -262,6 +283,8 @@ class BlockDriver(ABC):
     mutable_options: ClassVar[frozenset[str]] = frozenset()
     #: The backing child of a driver with ``supports_backing``; blockdev-reopen may exchange it.
     backing: Child | None = None
+    #: Where persistent dirty bitmaps are kept; None: the format cannot.
+    bitmap_store: BitmapStore | None = None
 
     @classmethod
     @abstractmethod

@@ -5,7 +5,8 @@ read-only checks, padding to the driver's alignment, splitting at its limits, em
 (zeroes by writes, FUA by flush), detect-zeroes, the write threshold, the order of overlapping requests.
 
 The fast path (``map_read``, ``map_write``) is synchronous: the gate only has to say when it must not be
-taken. It keeps those reasons in one counter, so that asking costs one comparison.
+taken. It keeps those reasons in one counter, so that asking costs one comparison. Dirty bitmaps are no such
+reason: they are marked at once, as asking means writing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from qsd_trio.block.abc import (
     ReqFlag,
     StatusFlag,
 )
+from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
 from qsd_trio.errors import QmpError, os_error
 from qsd_trio.iov import (
     CHUNK,
@@ -66,7 +68,12 @@ class Node:
     """A block node: a driver, its edges, and the gate through which requests reach it."""
 
     def __init__(
-        self, node_name: str, driver_name: str, flags: NodeFlags, events: EventBus
+        self,
+        node_name: str,
+        driver_name: str,
+        flags: NodeFlags,
+        events: EventBus,
+        bitmaps: DirtyBitmaps | None = None,
     ) -> None:
         self.node_name = node_name
         self.driver_name = driver_name
@@ -84,7 +91,12 @@ class Node:
         self._events = events
         self._driver: BlockDriver | None = None
         self._length = 0
-        self._reached = 0  # neither wr_highest_offset nor _length is below
+        # Neither wr_highest_offset nor _length is below; stays 0 while bitmaps record, so that no write
+        # of the fast path passes them by.
+        self._reached = 0
+        self.bitmaps = DirtyBitmaps() if bitmaps is None else bitmaps
+        self.bitmaps.on_change = self._bitmaps_changed
+        self._recording = self.bitmaps.recording
         self._limits = Limits()
         self._simple_reads = True
         self._slow_writes = 1  # reasons why map_write must answer None
@@ -140,7 +152,13 @@ class Node:
             + (self.flags.detect_zeroes != "off")
             + bool(self.write_threshold)
             + (self._limits.request_alignment > 1)
+            + self.bitmaps.has_readonly
         )
+
+    def _bitmaps_changed(self) -> None:
+        self._recording = self.bitmaps.recording
+        self._reached = 0
+        self._count_slow_writes()
 
     def set_write_threshold(self, threshold: int) -> None:
         """Report the first write that ends beyond ``threshold`` bytes; 0: none."""
@@ -176,15 +194,32 @@ class Node:
         if extents is not None:
             end = offset + length
             if end > self._reached:
-                self._reached = end
                 self.wr_highest_offset = max(self.wr_highest_offset, end)
                 if end > self._length:
                     self._grow(end)
+                if self._recording:
+                    for bitmap in self._recording:
+                        bitmap.mark(offset, length)
+                else:
+                    self._reached = end
             self._dirty = True
         return extents
 
     def _grow(self, end: int) -> None:
         self._length = -(-end // SECTOR) * SECTOR
+        self.bitmaps.resize(self._length)
+
+    def _mark(self, offset: int, length: int) -> None:
+        """Note in the bitmaps what a request of the slow path may have changed, also one that failed.
+
+        After it, not before: what a command clears meanwhile must be marked again.
+        """
+        align = self._limits.request_alignment
+        start = offset // align * align
+        end = min(-(-(offset + length) // align) * align, self._length)
+        if start < end:
+            for bitmap in self._recording:
+                bitmap.mark(start, end - start)
 
     # -- reads ---------------------------------------------------------------------------------------
 
@@ -248,17 +283,21 @@ class Node:
             return
         limits = self._limits
         align = limits.request_alignment
-        if align == 1 and length <= limits.max_transfer:
-            await self.driver.pwritev(offset, iov, flags & limits.write_flags)
-        elif offset % align or length % align:
-            await self._pwritev_unaligned(offset, length, iov)
-        else:
-            step = self._max_transfer()
-            async with self._serialising(offset, offset + length):
-                for at in range(0, length, step):
-                    part = iov_slice(iov, at, min(step, length - at))
-                    await self.driver.pwritev(offset + at, part, flags & limits.write_flags)
-        self._written(offset, length)
+        try:
+            if align == 1 and length <= limits.max_transfer:
+                await self.driver.pwritev(offset, iov, flags & limits.write_flags)
+            elif offset % align or length % align:
+                await self._pwritev_unaligned(offset, length, iov)
+            else:
+                step = self._max_transfer()
+                async with self._serialising(offset, offset + length):
+                    for at in range(0, length, step):
+                        part = iov_slice(iov, at, min(step, length - at))
+                        await self.driver.pwritev(offset + at, part, flags & limits.write_flags)
+            self._written(offset, length)
+        finally:
+            if self._recording and not flags & ReqFlag.WRITE_UNCHANGED:
+                self._mark(offset, length)
         if flags and flags & ReqFlag.FUA and not limits.write_flags & ReqFlag.FUA:
             await self.flush()
 
@@ -285,7 +324,7 @@ class Node:
             await self.driver.preadv(offset, [block])
 
     def _check_write(self, offset: int, length: int) -> None:
-        if self.flags.read_only:
+        if self.flags.read_only or self.bitmaps.has_readonly:
             raise os_error(errno.EPERM)
         if offset + length > self._length and not self.cumulative[0] & Perm.RESIZE:
             raise os_error(errno.EIO)
@@ -324,13 +363,17 @@ class Node:
                 low = high = offset
         elif flags & ReqFlag.NO_FALLBACK:
             raise os_error(errno.ENOTSUP)
-        if low > offset:
-            await self._write_zero_bytes(offset, low - offset, flags)
-        if high > low:
-            await self._zero_aligned(low, high, flags)
-        if high < end:
-            await self._write_zero_bytes(high, end - high, flags)
-        self._written(offset, length)
+        try:
+            if low > offset:
+                await self._write_zero_bytes(offset, low - offset, flags)
+            if high > low:
+                await self._zero_aligned(low, high, flags)
+            if high < end:
+                await self._write_zero_bytes(high, end - high, flags)
+            self._written(offset, length)
+        finally:
+            if self._recording and not flags & ReqFlag.WRITE_UNCHANGED:
+                self._mark(offset, length)
         if flags & ReqFlag.FUA and not self._limits.zero_flags & ReqFlag.FUA:
             await self.flush()
 
@@ -368,7 +411,7 @@ class Node:
 
     async def pdiscard(self, offset: int, length: int) -> None:
         """Deallocate what the driver can of the range; with ``discard=ignore`` nothing."""
-        if self.flags.read_only:
+        if self.flags.read_only or self.bitmaps.has_readonly:
             raise os_error(errno.EPERM)
         limits = self._limits
         if not (self.flags.discard_unmap and limits.can_discard and length):
@@ -379,14 +422,18 @@ class Node:
         start = -(-offset // align) * align
         # The image's last, partial unit may be discarded as a whole.
         stop = end if end == self._length else end // align * align
-        async with self._serialising(start, max(start, stop)):
-            for at in range(start, stop, limits.max_pdiscard):
-                try:
-                    await self.driver.pdiscard(at, min(limits.max_pdiscard, stop - at))
-                except OSError as exc:
-                    if exc.errno != errno.ENOTSUP:
-                        raise
-                    break
+        try:
+            async with self._serialising(start, max(start, stop)):
+                for at in range(start, stop, limits.max_pdiscard):
+                    try:
+                        await self.driver.pdiscard(at, min(limits.max_pdiscard, stop - at))
+                    except OSError as exc:
+                        if exc.errno != errno.ENOTSUP:
+                            raise
+                        break
+        finally:
+            if self._recording:
+                self._mark(offset, length)
         self._dirty = True
         await trio.lowlevel.checkpoint()
 
@@ -494,6 +541,7 @@ class Node:
             await self.driver.truncate(size, exact=exact, prealloc=prealloc, flags=flags)
         self._dirty = True
         self.refresh()
+        self.bitmaps.resize(self._length)
         for callback in tuple(self.on_resize):
             callback()
 

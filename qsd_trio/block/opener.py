@@ -12,6 +12,7 @@ from qsd_trio.errors import QmpError
 if TYPE_CHECKING:
     from qsd_trio.block.abc import Child
     from qsd_trio.block.backend import BlockBackend
+    from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
     from qsd_trio.block.graph import BlockGraph
     from qsd_trio.block.io import Node
     from qsd_trio.untyped import Json, Options
@@ -62,6 +63,11 @@ class NodeOpener:
     def discard_unmap(self) -> bool:
         """Whether discards reach the driver."""
         return self._node.flags.discard_unmap
+
+    @property
+    def bitmaps(self) -> DirtyBitmaps:
+        """The node's dirty bitmaps."""
+        return self._node.bitmaps
 
     def make_read_only(self, message: str) -> None:
         """Become read-only if ``auto-read-only`` allows it, else QmpError(message)."""

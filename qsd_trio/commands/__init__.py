@@ -43,6 +43,15 @@ commands.index(
                 "query-version",
                 "quit",
             ),
+            "dirty_bitmap": (
+                "block-dirty-bitmap-add",
+                "block-dirty-bitmap-clear",
+                "block-dirty-bitmap-disable",
+                "block-dirty-bitmap-enable",
+                "block-dirty-bitmap-merge",
+                "block-dirty-bitmap-remove",
+                "x-debug-block-dirty-bitmap-sha256",
+            ),
             "job": (
                 "blockdev-create",
                 "job-cancel",

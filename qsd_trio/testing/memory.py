@@ -17,6 +17,7 @@ from qsd_trio.block.abc import (
     ReqFlag,
     StatusFlag,
 )
+from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
 from qsd_trio.block.io import Edge, Node
 from qsd_trio.block.options import NodeFlags
 from qsd_trio.errors import QmpError, os_error
@@ -177,13 +178,23 @@ def memory_node(
     )
 
 
-def node_over(driver: BlockDriver, *, node_name: str = "node", read_only: bool = False) -> Node:
-    """Put the real gate before an open ``driver``, with all permissions and ``discard=unmap``."""
+def node_over(
+    driver: BlockDriver,
+    *,
+    node_name: str = "node",
+    read_only: bool = False,
+    bitmaps: DirtyBitmaps | None = None,
+) -> Node:
+    """Put the real gate before an open ``driver``, with all permissions and ``discard=unmap``.
+
+    ``bitmaps`` are those of the opener, if the driver may have added some.
+    """
     node = Node(
         node_name,
         driver.format_name,
         NodeFlags(read_only=read_only, discard_unmap=True),
         EventBus(),
+        bitmaps,
     )
     node.cumulative = (Perm.ALL, Perm.ALL)
     node.attach_driver(driver)
@@ -221,6 +232,7 @@ class FakeOpener:
         self.cache_no_flush = False
         self.discard_unmap = True
         self.objects = dict(objects or {})
+        self.bitmaps = DirtyBitmaps()
         self.events: list[tuple[str, dict[str, Json]]] = []
         self.backing_asked: tuple[str | None, str | None] | None = None
 
@@ -285,7 +297,7 @@ async def opened(
         cache_direct=cache_direct,
     )
     open_driver = await driver.open(opener, options)
-    node = node_over(open_driver, read_only=opener.read_only)
+    node = node_over(open_driver, read_only=opener.read_only, bitmaps=opener.bitmaps)
     try:
         yield node
     finally:
