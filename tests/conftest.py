@@ -13,6 +13,22 @@ pytest.register_assert_rewrite("tests.oracle")
 from tests import oracle, peers  # noqa: E402 -- its asserts are to explain themselves
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--crash-points",
+        type=int,
+        default=150,
+        metavar="N",
+        help="how many crashes of each kind of qcow2 image to look at (150; 20,000 take an hour)",
+    )
+    parser.addoption(
+        "--qcow2-combinations",
+        default="2",
+        metavar="N|all",
+        help="of how many qcow2 options every combination occurs (2; minutes: 3, days: all)",
+    )
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("requires"):
         peers.check(*mark.args)

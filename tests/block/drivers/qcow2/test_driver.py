@@ -308,7 +308,6 @@ async def test_reopen_read_only_writes_everything_back() -> None:
         options = BlockdevOptionsQcow2(file="file", l2_cache_size=1 << 20)
         commit = await node.driver.reopen(FakeOpener(read_only=True), options)
         await commit()
-        disk.unflushed.clear()
         assert not node.driver.writable
         commit = await node.driver.reopen(FakeOpener(), options)
         await commit()
