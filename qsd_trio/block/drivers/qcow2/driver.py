@@ -85,6 +85,8 @@ class Qcow2(FormatDriver):
         metadata = await Metadata.load(file, header)
         await metadata.set_slice_size(runtime.l2_slice_size)
         _apply(runtime, metadata)
+        if not opener.read_only:
+            await _repair(metadata)
         image = Image(file=file, metadata=metadata, size=header.size, version=header.version)
         image.backing = await opener.backing(
             options.backing, header.backing_file, header.backing_format
@@ -353,6 +355,14 @@ async def read_header(file: Child, *, read_only: bool) -> Header:
     return hdr.parse(bytes(cluster), read_only=read_only)
 
 
+async def _repair(metadata: Metadata) -> None:
+    """Put the refcounts of an image right that was not closed; QmpError if that fails."""
+    if metadata.header.incompatible & lay.INCOMPAT_DIRTY:
+        from qsd_trio.block.drivers.qcow2.repair import repair_dirty
+
+        await repair_dirty(metadata)
+
+
 def _refuse_unsupported(header: Header, *, read_only: bool) -> None:
     """Refuse what images may contain and we cannot do yet: never guess."""
     incompatible = header.incompatible
@@ -370,11 +380,6 @@ def _refuse_unsupported(header: Header, *, read_only: bool) -> None:
         raise QmpError("data-file-raw requires a data file")
     if read_only:
         return
-    if incompatible & lay.INCOMPAT_DIRTY:
-        raise QmpError(
-            "qcow2: Image was not closed cleanly and its refcounts need a repair, which is not"
-            " supported yet; open it read-only or repair it with 'qemu-img check -r all'"
-        )
     if header.has_extension(hdr.EXT_BITMAPS):
         raise QmpError(
             "qcow2 images with dirty bitmaps can only be opened read-only yet: writing would"

@@ -200,3 +200,37 @@ class PackedBlock(RefBlock):
 def parse_refblock(data: bytes | bytearray, order: int) -> RefBlock:
     """Make a refcount block of its bytes."""
     return (WideBlock if order >= 3 else PackedBlock).parse(data, order)
+
+
+def unpack(data: bytes | bytearray, order: int) -> array[int]:
+    """Return the counters of a block's bytes."""
+    if order >= 3:
+        values = array(_TYPECODES[order], data)
+        if SWAP:
+            values.byteswap()
+        return values
+    per_byte = 8 >> order
+    mask = (1 << (1 << order)) - 1
+    counters = bytearray(len(data) * per_byte)
+    for turn in range(per_byte):
+        shift = turn << order
+        counters[turn::per_byte] = data.translate(
+            bytes(byte >> shift & mask for byte in range(256))
+        )
+    return array("B", counters)
+
+
+def pack(counters: array[int], order: int) -> bytes:
+    """Return a block's bytes; the counters must fill whole bytes and fit their width."""
+    if order >= 3:
+        values = array(_TYPECODES[order], counters)
+        if SWAP:
+            values.byteswap()
+        return values.tobytes()
+    per_byte = 8 >> order
+    flat = bytes(counters)
+    # All bytes at once: as one long integer per position in the byte, which no carry can leave.
+    total = 0
+    for turn in range(per_byte):
+        total |= int.from_bytes(flat[turn::per_byte], "little") << (turn << order)
+    return total.to_bytes(len(flat) // per_byte, "little")
