@@ -41,10 +41,10 @@ CASES = [
     Case("v2", 96, 12, version=2),
     Case("512-byte clusters", 400, 9, order=6),
     Case("512-byte clusters, v2", 400, 9, version=2),
-    Case("64 KiB clusters", 1024, 16),
+    Case("64 KiB clusters", 512, 16),
     Case("1-bit refcounts", 96, 12, order=0),
     Case("backing file", 96, 12, backed=True),
-    Case("backing file, v2", 96, 12, version=2, backed=True),
+    Case("backing file, v2", 96, 12, version=2, backed=True, kinds="wwwwwzZf"),
     Case("resize", 200, 9, kinds="wwwwwzZdfs", tasks=1),
     Case("resize, backing file", 200, 9, kinds="wwwwwzZdfs", tasks=1, backed=True),
 ]
