@@ -28,15 +28,8 @@ from qsd_trio.block.drivers.qcow2.layout import (
     OFFSET_MASK,
     CorruptImageError,
 )
-from qsd_trio.block.drivers.qcow2.refcounts import (
-    ACTIVE_L1,
-    ACTIVE_L2,
-    HEADER,
-    REFTABLE,
-    Refcounts,
-    from_disk,
-    to_disk,
-)
+from qsd_trio.block.drivers.qcow2.overlap import ACTIVE_L2, REFBLOCK, Locations, locate
+from qsd_trio.block.drivers.qcow2.refcounts import Refcounts, from_disk, to_disk
 from qsd_trio.errors import QmpError
 from qsd_trio.iov import iov_slice, iov_zero
 
@@ -71,8 +64,8 @@ class Metadata:
     dirty_l2: dict[int, list[int]] = attrs.field(init=False, factory=dict)
     #: L1_SECTOR-sized pieces that differ from the disk
     dirty_l1: set[int] = attrs.field(init=False, factory=set)
-    #: Host offset -> what is there, of clusters with metadata (of tables: the cached ones).
-    locations: dict[int, str] = attrs.field(init=False, factory=dict)
+    #: Where metadata is.
+    locations: Locations = attrs.field(init=False, factory=Locations)
     #: Limits of the caches: in slices, in clusters.
     l2_limit: int = attrs.field(init=False, default=512)
     refblock_limit: int = attrs.field(init=False, default=4)
@@ -136,11 +129,7 @@ class Metadata:
             locations=self.locations,
             fresh_from=(file.getlength() + self.cluster_size - 1) >> cluster_bits,
         )
-        for offset in self.clusters_of(self.refcounts.table_offset, len(table)):
-            self.locations[offset] = REFTABLE
-        for offset in self.clusters_of(self.l1_offset, len(l1) * 8):
-            self.locations[offset] = ACTIVE_L1
-        self.locations[0] = HEADER
+        await locate(self)
         return self
 
     # -- the header ----------------------------------------------------------------------------------
@@ -158,6 +147,16 @@ class Metadata:
                 await self.file.pwritev(offset, [memoryview(data)])
                 await self.file.flush()
             self.header = new
+
+    async def set_dirty_bit(self, value: bool) -> None:
+        """Say on stable storage whether the refcounts there may be wrong."""
+
+        def change(header: Header) -> Header:
+            rest = header.incompatible & ~lay.INCOMPAT_DIRTY
+            return attrs.evolve(header, incompatible=rest | (lay.INCOMPAT_DIRTY if value else 0))
+
+        if bool(self.header.incompatible & lay.INCOMPAT_DIRTY) != value:
+            await self.update_header(change)
 
     @property
     def cluster_size(self) -> int:
@@ -218,7 +217,7 @@ class Metadata:
                 # Only we put slices there while the event is filed; the L1 entry may have changed.
                 if self.slice_offset(number) == offset:
                     self._put_slice(number, words)
-                    self.locations[offset & -self.cluster_size] = ACTIVE_L2
+                    self.locations.note(offset & -self.cluster_size, ACTIVE_L2)
                     return self.l2[number]
             finally:
                 del self._loading[number]
@@ -241,6 +240,7 @@ class Metadata:
             entries = await self.slice(number)
             entry = self.l1[index]
             if entries is not None and entry & COPIED:
+                self._check_table(number)
                 return entries
             # Nobody writes to a shared table: what is read of it stays true as long as the L1 entry does.
             table = self.l2_offset(index)
@@ -266,8 +266,8 @@ class Metadata:
         table = self.l2_offset(index)
         if table:
             self.free(table, self.cluster_size, 2)
-            self.locations.pop(table, None)
-        self.locations[offset] = ACTIVE_L2
+            self.locations.drop(table, ACTIVE_L2)
+        self.locations.note(offset, ACTIVE_L2)
         size = 1 << (self.slice_bits + self._entry_bits - 3)  # in words
         for turn, number in enumerate(self.slices_of(index)):
             if number not in self.l2:
@@ -284,7 +284,14 @@ class Metadata:
             entries, words = words, array("Q", bytes(16 * len(words)))
             words[::2] = entries
             words[1::2] = self.subclusters[number][first : last + 1]
+        self._check_table(number)
         return self.slice_offset(number) + (first << self._entry_bits), to_disk(words)
+
+    def _check_table(self, number: int) -> None:
+        """Raise CorruptImageError if writing to a slice would destroy metadata of another kind."""
+        offset = self.slice_offset(number)
+        size = 1 << (self.slice_bits + self._entry_bits)
+        self.locations.check(offset & -self.cluster_size, offset, size, ACTIVE_L2)
 
     async def set_slice_size(self, size: int) -> None:
         """Cache L2 tables by ``size`` bytes from now on."""
@@ -336,7 +343,13 @@ class Metadata:
             ]
             for number in clean[:surplus]:
                 del refcounts.blocks[number]
-                self.locations.pop(refcounts.table[number] & lay.REFTABLE_OFFSET_MASK, None)
+                self.locations.evicted(
+                    refcounts.table[number] & lay.REFTABLE_OFFSET_MASK, REFBLOCK
+                )
+
+    def forget_l2(self) -> None:
+        """Drop the cached L2 tables, all of them clean: the disk has changed under them."""
+        self._drop_l2(None)
 
     def _drop_l2(self, limit: int | None) -> None:
         clean = [
@@ -353,7 +366,7 @@ class Metadata:
         self.subclusters.pop(number, None)
         index = number >> (self.l2_bits - self.slice_bits)
         if not any(other in self.l2 for other in self.slices_of(index)):
-            self.locations.pop(self.l1[index] & OFFSET_MASK, None)
+            self.locations.evicted(self.l1[index] & OFFSET_MASK, ACTIVE_L2)
 
     # -- freed clusters --------------------------------------------------------------------------------
 
@@ -519,8 +532,10 @@ class Metadata:
         refcounts = self.refcounts
         writes = []
         for number, (first, last) in sorted(blocks.items()):
+            offset = refcounts.table[number] & lay.REFTABLE_OFFSET_MASK
+            self.locations.check(offset, offset, self.cluster_size, REFBLOCK)
             at, data = refcounts.blocks[number].to_bytes(first, last)
-            writes.append(((refcounts.table[number] & lay.REFTABLE_OFFSET_MASK) + at, data))
+            writes.append((offset + at, data))
         return writes
 
     async def _write(self, writes: Iterable[tuple[int, bytes]]) -> None:

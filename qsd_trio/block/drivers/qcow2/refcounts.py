@@ -20,6 +20,7 @@ from qsd_trio.block.drivers.qcow2.layout import (
     REFTABLE_OFFSET_MASK,
     CorruptImageError,
 )
+from qsd_trio.block.drivers.qcow2.overlap import REFBLOCK, REFTABLE
 from qsd_trio.block.drivers.qcow2.refblock import SWAP, parse_refblock
 from qsd_trio.errors import os_error
 
@@ -28,16 +29,10 @@ if TYPE_CHECKING:
 
     from qsd_trio.block.abc import Child
     from qsd_trio.block.drivers.qcow2.header import Header
+    from qsd_trio.block.drivers.qcow2.overlap import Locations
     from qsd_trio.block.drivers.qcow2.refblock import RefBlock
 
 log = logging.getLogger(__name__)
-
-# QEMU's names of metadata.
-HEADER = "qcow2_header"
-ACTIVE_L1 = "active L1 table"
-ACTIVE_L2 = "active L2 table"
-REFTABLE = "refcount table"
-REFBLOCK = "refcount block"
 
 
 @final
@@ -56,8 +51,8 @@ class Refcounts:
     #: Writes everything cached, in order.
     write_back: Callable[[], Awaitable[None]]
     update_header: Callable[[Callable[[Header], Header]], Awaitable[None]]
-    #: Host offset -> what is there, of clusters with metadata: never handed out or written as data.
-    locations: dict[int, str]
+    #: Where metadata is: never handed out or written as data.
+    locations: Locations
     #: Clusters from here on were never used: beyond the end of the file, or holes at its end.
     fresh_from: int
     blocks: dict[int, RefBlock] = attrs.field(init=False, factory=dict)
@@ -102,7 +97,7 @@ class Refcounts:
         block = self.blocks.get(number)
         if block is None:
             block = self.blocks[number] = parse_refblock(data, self.order)
-            self.locations[offset] = REFBLOCK
+            self.locations.note(offset, REFBLOCK)
         return block
 
     async def get(self, cluster: int) -> int:
@@ -129,7 +124,7 @@ class Refcounts:
         self.mark(number, 0, self.mask)
         self.table[number] = offset
         self.dirty_table.add(number)
-        self.locations[offset] = REFBLOCK
+        self.locations.note(offset, REFBLOCK)
 
     def _is_missing(self, number: int) -> bool:
         return not self.table[number] & REFTABLE_OFFSET_MASK
@@ -138,8 +133,7 @@ class Refcounts:
         """Raise CorruptImageError if clusters that are counted as free hold metadata."""
         for number in range(cluster, cluster + count):
             offset = number << self.cluster_bits
-            if offset in self.locations:
-                raise overlap(self.locations[offset], offset, self.cluster_size)
+            self.locations.check(offset, offset, self.cluster_size)
 
     # -- allocation --------------------------------------------------------------------------------
 
@@ -302,6 +296,19 @@ class Refcounts:
                 break
         return used
 
+    def replace_table(self, offset: int, table: array[int], clusters: int) -> None:
+        """Take a refcount table that is on disk already, with other blocks, for ``clusters`` clusters."""
+        for number in self.blocks:
+            self.locations.drop(self.table[number] & REFTABLE_OFFSET_MASK, REFBLOCK)
+        self.blocks.clear()
+        for at in self._clusters(self.table_offset, len(self.table) * 8 >> self.cluster_bits):
+            self.locations.drop(at, REFTABLE)
+        self.table, self.table_offset = table, offset
+        for at in self._clusters(offset, len(table) * 8 >> self.cluster_bits):
+            self.locations.note(at, REFTABLE)
+        self.free_index = 0
+        self.fresh_from = max(self.fresh_from, clusters)
+
     # -- growth of the table -------------------------------------------------------------------------
 
     async def _grow_table(self, needed: int) -> None:
@@ -357,27 +364,18 @@ class Refcounts:
             self.table_offset = table_offset
             self.blocks.update(blocks)
             for number in blocks:
-                self.locations[table[number]] = REFBLOCK
+                self.locations.note(table[number], REFBLOCK)
             for offset in self._clusters(table_offset, clusters):
-                self.locations[offset] = REFTABLE
+                self.locations.note(offset, REFTABLE)
             self.fresh_from = max(self.fresh_from, start + total)
             for offset in self._clusters(old_offset, old_entries // per_cluster):
-                self.locations.pop(offset, None)
+                self.locations.drop(offset, REFTABLE)
                 cluster = offset >> self.cluster_bits
                 if await self.block(cluster >> self.bits) is not None:
                     self.decrement_nowait(cluster)
 
     def _clusters(self, offset: int, count: int) -> range:
         return range(offset, offset + (count << self.cluster_bits), self.cluster_size)
-
-
-def overlap(what: str, offset: int, length: int) -> CorruptImageError:
-    """Return the error of a write to ``offset`` that would destroy metadata."""
-    return CorruptImageError(
-        f"Preventing invalid write on metadata (overlaps with {what})",
-        fatal=True,
-        where=(offset, length),
-    )
 
 
 def to_disk(table: array[int]) -> bytes:

@@ -11,7 +11,8 @@ import attrs
 from qsd_trio.block.abc import ReqFlag
 from qsd_trio.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES, OFFSET_MASK
 from qsd_trio.block.drivers.qcow2.metadata import L1_SECTOR
-from qsd_trio.block.drivers.qcow2.refcounts import ACTIVE_L1, to_disk
+from qsd_trio.block.drivers.qcow2.overlap import ACTIVE_L1, ACTIVE_L2
+from qsd_trio.block.drivers.qcow2.refcounts import to_disk
 from qsd_trio.block.drivers.qcow2.writing import (
     FREED_OTHERWISE,
     pdiscard,
@@ -121,9 +122,9 @@ async def grow_l1(image: Image, needed: int) -> None:
     metadata.l1.extend(table[len(metadata.l1) :])
     metadata.l1_offset = offset
     for at in metadata.clusters_of(old_offset, old_length):
-        metadata.locations.pop(at, None)
+        metadata.locations.drop(at, ACTIVE_L1)
     for at in metadata.clusters_of(offset, needed * 8):
-        metadata.locations[at] = ACTIVE_L1
+        metadata.locations.note(at, ACTIVE_L1)
     if old_length:
         metadata.free(old_offset, old_length, FREED_OTHERWISE)
 
@@ -205,6 +206,7 @@ async def _shrink(image: Image, size: int) -> None:
                         metadata.forget_slice(number)
                 metadata.l1[index] = 0
                 metadata.dirty_l1.add(index // L1_SECTOR)
+                metadata.locations.drop(offset, ACTIVE_L2)
                 metadata.free(offset, image.cluster_size, FREED_OTHERWISE)
         await metadata.write_back()
         end = await _end_of_used(image)

@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from qsd_trio.block.abc import ReqFlag
+from qsd_trio.block.drivers.qcow2 import subclusters as sub
 from qsd_trio.block.drivers.qcow2.image import InFlight, Kind
 from qsd_trio.block.drivers.qcow2.layout import (
     COMPRESSED,
@@ -14,7 +15,6 @@ from qsd_trio.block.drivers.qcow2.layout import (
     ZERO,
 )
 from qsd_trio.block.drivers.qcow2.metadata import MAX_PENDING
-from qsd_trio.block.drivers.qcow2.refcounts import overlap
 from qsd_trio.errors import os_error
 from qsd_trio.iov import iov_size, iov_slice
 
@@ -77,11 +77,17 @@ async def _write_some(image: Image, offset: int, iov: Sequence[memoryview], leng
             run = _copied_run(image, table, offset, run)
             if run:
                 break
-        elif kind is Kind.ZERO_ALLOCATED and table[offset >> bits & image.slice_mask] & COPIED:
-            run = _copied_run(image, table, offset, run)
-            host &= ~image.mask
-            break
+        elif image.is_own(table[offset >> bits & image.slice_mask]):
+            run = _own_run(image, table, offset, end)
+            _check_overlap(image, host, run)
+            await _write_new(image, offset, iov_slice(iov, 0, run), run, host & ~image.mask)
+            return run
         run = _run_to_allocate(image, table, offset, end)
+        if image.external:
+            host = offset & ~image.mask
+            fresh = host >= image.data.getlength()
+            await _write_new(image, offset, iov_slice(iov, 0, run), run, host, fresh=fresh)
+            return run
         cluster, count = metadata.refcounts.find_nowait(
             ((offset + run - 1) >> bits) - (offset >> bits) + 1
         )
@@ -95,14 +101,10 @@ async def _write_some(image: Image, offset: int, iov: Sequence[memoryview], leng
             )
             return run
         await metadata.refcounts.prepare()
-    part = iov_slice(iov, 0, run)
     _check_overlap(image, host, run)
-    if kind is Kind.ZERO_ALLOCATED:
-        await _write_new(image, offset, part, run, host, fresh=False, taken=False)
-        return run
     token = metadata.begin_io()
     try:
-        await image.file.pwritev(host, part)
+        await image.data.pwritev(host, iov_slice(iov, 0, run))
     finally:
         metadata.end_io(token)
     return run
@@ -118,19 +120,39 @@ def _copied_run(image: Image, table: array[int], offset: int, run: int) -> int:
     return run
 
 
+def _own_run(image: Image, table: array[int], offset: int, end: int) -> int:
+    """Return the length of the run from ``offset`` in adjacent host clusters that are ours alone.
+
+    Without subclusters those with data are left out: they need no change of their L2 entries.
+    """
+    bits = image.cluster_bits
+    first = offset >> bits
+    host = table[first & image.slice_mask] & OFFSET_MASK
+    for number in range(first + 1, ((end - 1) >> bits) + 1):
+        entry = table[number & image.slice_mask]
+        host += image.cluster_size
+        if (
+            not image.is_own(entry)
+            or entry & OFFSET_MASK != host
+            or (not image.extended and not entry & ZERO)
+        ):
+            return (number << bits) - offset
+    return end - offset
+
+
 def _run_to_allocate(image: Image, table: array[int], offset: int, end: int) -> int:
     """Return the length of the run from ``offset`` where new clusters are needed."""
     bits = image.cluster_bits
     for number in range((offset >> bits) + 1, ((end - 1) >> bits) + 1):
-        entry = table[number & image.slice_mask]
-        # Written in place: data of ours, and zero clusters with a place of their own.
-        if entry & COPIED and entry & OFFSET_MASK and not entry & COMPRESSED:
+        if image.is_own(table[number & image.slice_mask]):
             return (number << bits) - offset
     return end - offset
 
 
 def _check_overlap(image: Image, host: int, length: int) -> None:
     """Raise CorruptImageError if an L2 entry leads a write of data to metadata."""
+    if image.external:
+        return
     size = image.cluster_size
     for offset in range(host & ~image.mask, host + length, size):
         if offset in image.metadata.locations:
@@ -144,44 +166,99 @@ async def _write_new(
     length: int,
     host: int,
     *,
-    fresh: bool,
-    taken: bool,
+    fresh: bool = False,
+    taken: bool = False,
 ) -> None:
     """Write into the clusters at ``host``, then let the L2 table refer to them.
 
     ``fresh``: the clusters hold zeroes. ``taken``: they are ours to free if this fails.
     """
-    metadata, bits, mask = image.metadata, image.cluster_bits, image.mask
-    first, last = offset >> bits, (offset + length - 1) >> bits
+    metadata, bits = image.metadata, image.cluster_bits
+    end = offset + length
+    first, last = offset >> bits, (end - 1) >> bits
     job = InFlight(first, last)
     image.in_flight.append(job)
     try:
-        head, tail = offset & mask, -(offset + length) & mask
-        before = await _untouched(image, first << bits, head, fresh=fresh)
-        after = await _untouched(image, offset + length, tail, fresh=fresh)
+        start, stop = await _borders(image, offset, end)
+        before = await _untouched(image, start, offset - start, fresh=fresh)
+        after = await _untouched(image, end, stop - end, fresh=fresh)
         token = metadata.begin_io()
         try:
-            at = host + head - (len(before) if before else 0)
+            at = host + (offset - (first << bits)) - (len(before) if before else 0)
             pieces = [piece for piece in (before, *iov, after) if piece]
-            await image.file.pwritev(at, pieces)
+            await image.data.pwritev(at, pieces)
         finally:
             metadata.end_io(token)
-        table = await metadata.slice_for_write(offset >> image.slice_shift)
+        await metadata.slice_for_write(offset >> image.slice_shift)
     except BaseException:
         if taken:
             metadata.free(host, (last - first + 1) << bits, FREED_OTHERWISE)
         raise
     else:
-        start = first & image.slice_mask
-        for at in range(last - first + 1):
-            old = table[start + at]
-            table[start + at] = host + (at << bits) | COPIED
-            if taken:
-                free_entry(image, old, FREED_OTHERWISE)
-        metadata.mark_l2(offset >> image.slice_shift, start, start + last - first)
+        _refer(image, start, stop, host, replace=taken)
     finally:
         image.in_flight.remove(job)
         job.done.set()
+
+
+def _refer(image: Image, start: int, stop: int, host: int, *, replace: bool) -> None:
+    """Let the L2 entries of a range, which lies in a cached slice, say that its data are at ``host``.
+
+    ``replace``: what they referred to before is another place, and free then.
+    """
+    metadata, bits = image.metadata, image.cluster_bits
+    number = start >> image.slice_shift
+    table = metadata.l2[number]
+    first, last = start >> bits, (stop - 1) >> bits
+    for cluster in range(first, last + 1):
+        at = cluster & image.slice_mask
+        old = table[at]
+        table[at] = host + ((cluster - first) << bits) | COPIED
+        if image.extended:
+            low = max(start - (cluster << bits), 0)
+            high = min(stop - (cluster << bits), image.cluster_size)
+            bitmaps = metadata.subclusters[number]
+            written = sub.span(low, high, image.subcluster_bits)
+            bitmaps[at] = sub.with_allocated(bitmaps[at], written)
+        if replace:
+            free_entry(image, old, FREED_OTHERWISE)
+    metadata.mark_l2(number, first & image.slice_mask, last & image.slice_mask)
+
+
+async def _borders(image: Image, offset: int, end: int) -> tuple[int, int]:
+    """Return from where to where must be written so that ``offset`` to ``end`` can be.
+
+    Nobody else changes the L2 entries of the range meanwhile.
+    """
+    if not image.extended:
+        return offset & ~image.mask, -(-end & ~image.mask)
+    table = await image.metadata.slice(offset >> image.slice_shift)
+    assert table is not None
+    base, last_base = offset & ~image.mask, (end - 1) & ~image.mask
+    unit = 1 << image.subcluster_bits
+    # A subcluster with data of ours needs no more than the write. In a new cluster there must be all
+    # that was in the old one, and what lies between that and the write.
+    keep, own = _kept(image, table, base)
+    first = (offset - base) // unit
+    if own:
+        start = offset if keep >> first & 1 else base + first * unit
+    else:
+        start = base + min(first, sub.lowest(keep)) * unit
+    keep, own = _kept(image, table, last_base)
+    last = (end - 1 - last_base) // unit
+    if own:
+        stop = end if keep >> last & 1 else last_base + (last + 1) * unit
+    else:
+        stop = last_base + (max(last, sub.highest(keep)) + 1) * unit
+    return start, stop
+
+
+def _kept(image: Image, table: array[int], base: int) -> tuple[int, bool]:
+    """Return the subclusters with data of the cluster at ``base``, and whether it is ours alone."""
+    entry = table[base >> image.cluster_bits & image.slice_mask]
+    if entry & COMPRESSED:
+        return sub.ALL, False
+    return sub.allocated(image.bitmap(base)), image.is_own(entry)
 
 
 async def _untouched(image: Image, offset: int, length: int, *, fresh: bool) -> memoryview | None:
@@ -191,22 +268,29 @@ async def _untouched(image: Image, offset: int, length: int, *, fresh: bool) -> 
     """
     if not length:
         return None
-    table = await image.metadata.slice(offset >> image.slice_shift)
-    zero = None if fresh else _ZEROES[:length]
-    if table is None:
-        entry = 0
-    else:
-        entry = table[offset >> image.cluster_bits & image.slice_mask]
-    kind = image.kind(entry)
-    if kind is Kind.ZERO or kind is Kind.ZERO_ALLOCATED or offset >= image.size:
-        return zero
-    backing = image.backing
-    if kind is Kind.UNALLOCATED and (backing is None or backing.getlength() <= offset):
-        return zero
+    if await _is_zero(image, offset, min(offset + length, image.size)):
+        return None if fresh else _ZEROES[:length]
     data = memoryview(bytearray(length))
     there = min(length, image.size - offset)
     await image.preadv(offset, [data[:there]])
     return data
+
+
+async def _is_zero(image: Image, offset: int, end: int) -> bool:
+    """Say whether a range within a cluster is known to read as zeroes."""
+    table = await image.metadata.slice(offset >> image.slice_shift)
+    while offset < end:
+        if table is None:
+            kind, length = Kind.UNALLOCATED, end - offset
+        else:
+            kind, _, length = image.classify(table, offset, end)
+        if kind is Kind.UNALLOCATED or kind is Kind.PREALLOCATED:
+            if image.backing is not None and image.backing.getlength() > offset:
+                return False
+        elif kind is not Kind.ZERO and kind is not Kind.ZERO_ALLOCATED:
+            return False
+        offset += length
+    return True
 
 
 def free_entry(image: Image, entry: int, reason: int) -> None:
