@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from qsd_trio import trace
-from qsd_trio.block.abc import Perm
+from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.errors import QmpError
 from qsd_trio.exports.abc import Export, export_type
 from qsd_trio.protocol.nbd.constants import MAX_REQUEST, MAX_STRING, TransmissionFlag
-from qsd_trio.protocol.nbd.negotiation import ALLOCATION_DEPTH, BASE_ALLOCATION, ExportInfo
+from qsd_trio.protocol.nbd.negotiation import (
+    ALLOCATION_DEPTH,
+    BASE_ALLOCATION,
+    DIRTY_BITMAP,
+    ExportInfo,
+)
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator
 
     from qsd_trio.block.backend import BlockBackend
+    from qsd_trio.block.dirty_bitmaps import DirtyBitmap
+    from qsd_trio.block.io import Node
     from qsd_trio.exports.abc import ExportContext
     from qsd_trio.exports.nbd_server import NbdServer
     from qsd_trio.exports.nbd_transmission import Transmission
@@ -60,6 +67,7 @@ class NbdExport(Export):
         self._writable = bool(options.writable)
         self._writethrough = bool(options.writethrough)
         self._allocation_depth = bool(options.allocation_depth)
+        self._bitmaps: list[DirtyBitmap] = []
         self._clients: set[Transmission] = set()
         self._stop = trio.Event()
         self._idle = trio.Event()
@@ -76,18 +84,27 @@ class NbdExport(Export):
             check_string("description", export.description)
         if export.name in server.exports:
             raise QmpError(f"NBD server already has export named '{export.name}'")
-        for bitmap in options.bitmaps or ():
-            _find_bitmap(context, bitmap)
+        for wanted in options.bitmaps or ():
+            if isinstance(wanted, str):
+                bitmap = _find_below(backend.node, wanted, writable=bool(options.writable))
+            else:
+                bitmap = _find_anywhere(context, wanted)
+            bitmap.check_usable()
+            export._bitmaps.append(bitmap)
         return export
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
-        """Appear on the server; disappear and give the node back."""
+        """Appear on the server and hold the bitmaps; disappear and give them and the node back."""
         self._server.exports[self.name] = self
+        for bitmap in self._bitmaps:
+            bitmap.busy = True
         try:
             yield
         finally:
             self._withdraw()
+            for bitmap in self._bitmaps:
+                bitmap.busy = False
             with trio.CancelScope(shield=True):
                 await self.backend.aclose()
 
@@ -149,7 +166,10 @@ class NbdExport(Export):
         if self._server.max_connections != 1:
             flags |= TransmissionFlag.CAN_MULTI_CONN
         limits = self.backend.limits()
-        contexts = (BASE_ALLOCATION, ALLOCATION_DEPTH)
+        contexts = [BASE_ALLOCATION]
+        if self._allocation_depth:
+            contexts.append(ALLOCATION_DEPTH)
+        contexts += [DIRTY_BITMAP + bitmap.name for bitmap in self._bitmaps]
         return ExportInfo(
             name=self.name,
             size=self.backend.getlength(),
@@ -160,7 +180,7 @@ class NbdExport(Export):
                 max(PREFERRED_BLOCK, limits.request_alignment),
                 min(limits.max_transfer, MAX_REQUEST),
             ),
-            contexts=contexts if self._allocation_depth else contexts[:1],
+            contexts=contexts,
         )
 
     async def serve_client(
@@ -176,6 +196,7 @@ class NbdExport(Export):
             spin=self._server.spin,
             writethrough=self._writethrough,
             received=received,
+            bitmaps=self._bitmaps,
         )
         self._clients.add(client)
         try:
@@ -185,10 +206,25 @@ class NbdExport(Export):
             self._idle.set()
 
 
-def _find_bitmap(context: ExportContext, bitmap: Options) -> None:
-    # Nodes have no dirty bitmaps yet: whatever is named is not there.
-    if isinstance(bitmap, str):
-        raise QmpError(f"Bitmap '{bitmap}' is not found")
-    if bitmap.node not in context.graph.nodes:
-        raise QmpError(f"Node '{bitmap.node}' not found")
-    raise QmpError(f"Dirty bitmap '{bitmap.name}' not found")
+def _find_anywhere(context: ExportContext, wanted: Options) -> DirtyBitmap:
+    """Return the bitmap that a BlockDirtyBitmap names."""
+    node = context.graph.nodes.get(wanted.node)
+    if node is None:
+        raise QmpError(f"Node '{wanted.node}' not found")
+    return node.bitmaps.find(wanted.name)
+
+
+def _find_below(top: Node, name: str, *, writable: bool) -> DirtyBitmap:
+    """Return the bitmap ``name`` of the first node that has one, through filters and backing files."""
+    node: Node | None = top
+    while node is not None:
+        bitmap = node.bitmaps.get(name)
+        if bitmap is not None:
+            if not writable and not node.read_only and bitmap.enabled:
+                # The map would change under a client that was told of a read-only export.
+                raise QmpError(f"Enabled bitmap '{name}' incompatible with readonly export")
+            return bitmap
+        # Not through "raw", which is a format: its file has a chain of its own.
+        edge = node.child(ChildRole.FILTERED if node.driver.is_filter else ChildRole.COW)
+        node = edge.node if edge is not None else None
+    raise QmpError(f"Bitmap '{name}' is not found")

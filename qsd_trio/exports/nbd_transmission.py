@@ -30,7 +30,7 @@ from qsd_trio.exports.nbd_requests import (
     trace_request,
     tracing,
 )
-from qsd_trio.exports.nbd_status import collect
+from qsd_trio.exports.nbd_status import collect, look_for
 from qsd_trio.exports.nbd_wire import ClientGone, Wire
 from qsd_trio.host.spin import SPIN, Spin
 from qsd_trio.protocol.nbd.constants import (
@@ -55,9 +55,11 @@ from qsd_trio.protocol.nbd.transmission import (
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from qsd_trio.block.abc import Extents
     from qsd_trio.block.backend import BlockBackend
+    from qsd_trio.block.dirty_bitmaps import DirtyBitmap
     from qsd_trio.protocol.nbd.negotiation import ExportChosen
 
     Buffer = bytes | bytearray | memoryview
@@ -99,6 +101,7 @@ class Transmission:
         spin: Shared by all clients of the server.
         writethrough: Every write is on stable storage when it is answered.
         received: What the client sent beyond the negotiation.
+        bitmaps: Those of the export: its last metadata contexts.
     """
 
     def __init__(
@@ -110,16 +113,20 @@ class Transmission:
         spin: Spin,
         writethrough: bool = False,
         received: bytes = b"",
+        bitmaps: Sequence[DirtyBitmap] = (),
     ) -> None:
         self._spin = spin
         self._stalled = False  # the client once let us wait in the middle of a request
         self._wire = Wire(sock)
         self._backend = backend
         self._mode = chosen.mode
-        self._contexts = chosen.contexts
+        shown = (*[None] * (len(chosen.info.contexts) - len(bitmaps)), *bitmaps)
+        self._looks = {
+            id_: look_for(backend, name, shown[id_]) for id_, name in chosen.contexts.items()
+        }
         self._size = chosen.info.size
         self._read_only = bool(chosen.flags & TransmissionFlag.READ_ONLY)
-        self._rules = Rules(self._mode, self._size, self._read_only, bool(self._contexts))
+        self._rules = Rules(self._mode, self._size, self._read_only, bool(self._looks))
         self._writethrough = writethrough
         self._replies = Replies(chosen.mode)
         self._extended = chosen.mode == Mode.EXTENDED
@@ -513,11 +520,11 @@ class Transmission:
 
     async def _block_status(self, request: Request, payload: Buffer) -> None:
         length = request.length
-        contexts = list(self._contexts)
+        contexts = list(self._looks)
         if payload:
             parsed = parse_status_payload(payload)
             refusal: Refusal | None
-            if parsed is None or not self._contexts.keys() >= set(parsed[1]):
+            if parsed is None or not self._looks.keys() >= set(parsed[1]):
                 refusal = Refusal(Error.EINVAL, "invalid payload of block status")
             else:
                 length, contexts = parsed[0], sorted(set(parsed[1]))
@@ -528,8 +535,7 @@ class Transmission:
         chunks: list[bytes] = []
         for id_ in contexts:
             extents = await collect(
-                self._backend,
-                self._contexts[id_],
+                self._looks[id_],
                 request.offset,
                 length,
                 only_one=bool(request.flags & CmdFlag.REQ_ONE),

@@ -181,10 +181,13 @@ class Error:
 
 @final
 class State:
-    """Status flags of metadata context ``base:allocation``."""
+    """Status flags of the metadata contexts."""
 
+    # base:allocation
     HOLE: Final = 1
     ZERO: Final = 2
+    # qemu:dirty-bitmap:NAME
+    DIRTY: Final = 1
 
 
 @final

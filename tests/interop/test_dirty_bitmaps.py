@@ -1,0 +1,260 @@
+"""Dirty bitmaps against the real daemon: commands, what is recorded, checksums."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.oracle import OURS, REAL, Daemon, compare, qmp
+from tests.peers import requires
+
+pytestmark = requires("qemu-storage-daemon", "qemu-img", "qemu-io", "nbdinfo")
+
+MIB = 1 << 20
+Json = Any
+
+
+def command(verb: str, node: str = "n", name: str = "b", **more: Json) -> Json:
+    return qmp(f"block-dirty-bitmap-{verb}", node=node, name=name, **more)
+
+
+def merge(node: str, target: str, *bitmaps: Json) -> Json:
+    return qmp("block-dirty-bitmap-merge", node=node, target=target, bitmaps=list(bitmaps))
+
+
+def sha256(name: str, node: str = "n") -> Json:
+    return qmp("x-debug-block-dirty-bitmap-sha256", node=node, name=name)
+
+
+def node(driver: str, name: str, filename: str, **more: Json) -> Json:
+    file = {"driver": "file", "filename": filename}
+    return qmp("blockdev-add", driver=driver, node_name=name, file=file, **more)
+
+
+QUERY = qmp("query-named-block-nodes", flat=True)
+
+
+def images(directory: Path) -> None:
+    for name, size, options in [
+        ("plain", "64M", ""),
+        ("v2", "64M", "compat=0.10"),
+        ("small", "1G", "cluster_size=512"),
+        ("big", "64M", "cluster_size=1M"),
+    ]:
+        more = ["-o", options] if options else []
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", *more, name, size],
+            cwd=directory, check=True, timeout=60,
+        )  # fmt: skip
+    (directory / "raw").write_bytes(bytes(MIB))
+
+
+NODES = [
+    node("qcow2", "n", "plain"),
+    node("qcow2", "v2", "v2"),
+    node("qcow2", "small", "small"),
+    node("qcow2", "big", "big"),
+    node("raw", "raw", "raw"),
+    qmp("blockdev-add", driver="null-co", node_name="null", size=1 << 40),
+]
+
+
+def test_commands() -> None:
+    compare(
+        [],
+        [
+            *NODES,
+            *(command("add", **more) for more in [
+                {"node": "nobody"}, {"name": ""}, {"granularity": 0}, {"granularity": 511},
+                {"granularity": 513}, {"granularity": 2**32}, {"granularity": -1},
+                {"granularity": 2**31}, {}, {"persistent": True}, {"name": "x" * 1023},
+                {"name": "x" * 1024}, {"name": "é" * 512}, {"name": "d", "disabled": True},
+                {"node": "raw", "persistent": True}, {"node": "null", "persistent": True},
+                {"node": "v2", "persistent": True},
+                {"node": "raw"}, {"node": "null"}, {"node": "small"}, {"node": "big"},
+            ]),
+            QUERY,
+            sha256("b"),
+            sha256("x" * 1023),
+            sha256("b", "small"),
+            sha256("b", "null"),
+            sha256("nobody"),
+            sha256("b", "nobody"),
+            *(command(verb, name="nobody") for verb in ("clear", "remove", "enable", "disable")),
+            *(command(verb, node="nobody") for verb in ("clear", "remove", "enable", "disable")),
+            *(command(verb) for verb in ("clear", "disable", "disable", "enable")),
+            merge("n", "b", "d", {"node": "n", "name": "d"}),
+            merge("n", "b", "nobody"),
+            merge("n", "b", "d", "nobody"),
+            merge("n", "nobody", "b"),
+            merge("nobody", "b", "b"),
+            merge("n", "b", {"node": "small", "name": "b"}),
+            merge("n", "b", {"node": "nobody", "name": "b"}),
+            merge("n", "b", {"node": "small", "name": "nobody"}),
+            merge("n", "b", "b"),
+            merge("n", "b", 5),
+            qmp("block_resize", node_name="n", size=100 * MIB),
+            QUERY,
+            sha256("d"),
+            command("remove"),
+            command("remove"),
+            QUERY,
+            # The default granularity is that of the format below: the checksum tells it.
+            qmp("blockdev-add", driver="raw", node_name="over", file="small"),
+            command("add", node="over", persistent=True),
+            command("add", node="over"),
+            sha256("b", "over"),
+        ],
+        setup=images,
+        ignore=["actual-size"],
+    )  # fmt: skip
+
+
+SERVER = qmp("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}})
+
+
+def export(id_: str, *bitmaps: Json, node: str = "n", **more: Json) -> Json:
+    return qmp(
+        "block-export-add", type="nbd", id=id_, node_name=node, bitmaps=list(bitmaps), **more
+    )
+
+
+def test_exports() -> None:
+    backing = {"driver": "file", "filename": "raw"}
+    compare(
+        [],
+        [
+            SERVER,
+            qmp("blockdev-add", driver="file", node_name="below", filename="raw", read_only=True),
+            node("qcow2", "n", "plain", backing="below"),
+            qmp("blockdev-add", driver="raw", node_name="other", file=backing),
+            command("add"),
+            command("add", name="off", disabled=True),
+            command("add", node="below"),
+            command("add", node="below", name="deep"),
+            command("add", node="other", name="there"),
+            export("e", "b"),
+            export("e", "off", "nobody"),
+            export("e", {"node": "nobody", "name": "b"}),
+            export("e", {"node": "below", "name": "nobody"}),
+            export("e", {"node": "other", "name": "there"}),
+            export("e", 5),
+            export("e", "off", "off"),
+            *(command(verb, name="off") for verb in ("clear", "remove", "enable", "disable")),
+            merge("n", "b", "off"),
+            merge("n", "off", "b"),
+            QUERY,
+            qmp("blockdev-add", driver="raw", node_name="over", file="n"),
+            export("f", "off"),
+            export("f", "b", "deep", {"node": "below", "name": "b"}, writable=True),
+            qmp("block-export-del", id="e"),
+            export("g", "off", "deep", node="over", name="g"),
+            export("g", "off", node="over", name="g"),
+            qmp("nbd-server-add", device="over", name="h", bitmap="b"),
+            qmp("block-export-del", id="f"),
+            qmp("nbd-server-add", device="over", name="h", bitmap="b"),
+            command("disable"),
+            qmp("nbd-server-add", device="over", name="h", bitmap="b"),
+            qmp("query-block-exports"),
+            qmp("block-export-del", id="g"),
+            qmp("block-export-del", id="h"),
+            command("remove"),
+            command("remove", name="off"),
+            command("remove", node="below"),
+        ],
+        setup=images,
+        ignore=["actual-size"],
+        check_stderr=False,
+    )  # fmt: skip
+
+
+WRITES = [
+    "write 0 512", "write 1M 64k", "write 3000 100", "write -z 10M 1M", "write -zu 20M 3000000",
+    "discard 30M 1M", "discard 40000000 1000000", "write 67107840 1024", "aio_write 50M 128k", "flush",
+]  # fmt: skip
+
+
+def test_what_is_recorded(sock_dir: Path) -> None:
+    """The same requests make the same maps, counts and checksums, by every granularity."""
+    found = []
+    for program in (REAL, OURS):
+        images(sock_dir)
+        argv = [
+            "--blockdev", "driver=qcow2,node-name=n,discard=unmap,file.driver=file,file.filename=plain",
+            "--blockdev", "driver=raw,node-name=plain,file.driver=file,file.filename=raw",
+            "--nbd-server", "addr.type=unix,addr.path=s",
+        ]  # fmt: skip
+        with Daemon(program, argv, sock_dir, monitor=True) as daemon:
+            run = daemon.qmp.command
+            outcome: list[Json] = []
+            names = []
+            for granularity in (512, 4096, 65536, 1 << 20, 1 << 31):
+                names.append(f"g{granularity}")
+                for kind, disabled in (("", False), ("off", True)):
+                    run(
+                        "block-dirty-bitmap-add", node="n", name=f"g{granularity}{kind}",
+                        granularity=granularity, disabled=disabled,
+                    )  # fmt: skip
+            run("block-dirty-bitmap-add", node="plain", name="raw", granularity=512)
+            run(
+                "block-export-add", id="w", type="nbd", name="w", node_name="n", writable=True,
+                bitmaps=names,
+            )  # fmt: skip
+            run("block-export-add", id="p", type="nbd", name="p", node_name="plain", writable=True)
+            for writes in (WRITES[:3], WRITES):
+                qemu_io(sock_dir, "w", writes)
+                outcome += [nbd_map(sock_dir, "w", f"qemu:dirty-bitmap:{name}") for name in names]
+            outcome.append(nbdinfo(sock_dir, "w", "--list"))
+            qemu_io(sock_dir, "p", ["write 1000 1000", "write 1048000 576", "discard 0 1M"])
+            run("block-export-del", id="w", mode="hard")
+            daemon.qmp.wait_event("BLOCK_EXPORT_DELETED")
+            for coarse, fine in (
+                ("g512off", "g65536"),
+                ("g65536off", "g512"),
+                ("g4096", "g1048576"),
+            ):
+                run("block-dirty-bitmap-merge", node="n", target=coarse, bitmaps=[fine])
+            run(
+                "block-dirty-bitmap-merge",
+                node="n",
+                target=f"g{1 << 20}off",
+                bitmaps=["g512", "g65536"],
+            )
+            run("block_resize", node_name="n", size=64 * MIB + 1536)
+            run("block_resize", node_name="n", size=52 * MIB)
+            run("block_resize", node_name="n", size=80 * MIB)
+            for info in run("query-named-block-nodes", flat=True):
+                outcome.append(info.get("dirty-bitmaps"))
+                outcome += [
+                    run(
+                        "x-debug-block-dirty-bitmap-sha256",
+                        node=info["node-name"],
+                        name=each["name"],
+                    )
+                    for each in info.get("dirty-bitmaps", ())
+                ]
+            found.append(outcome)
+    for theirs, mine in zip(*found, strict=True):
+        assert mine == theirs
+
+
+def qemu_io(directory: Path, name: str, commands: list[str]) -> None:
+    options = f"driver=nbd,export={name},server.type=unix,server.path={directory}/s,discard=unmap"
+    arguments = [part for each in commands for part in ("-c", each)]
+    done = subprocess.run(
+        ["qemu-io", "--image-opts", *arguments, options],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "failed" not in done.stdout + done.stderr
+
+
+def nbdinfo(directory: Path, name: str, *arguments: str) -> str:
+    return subprocess.run(
+        ["nbdinfo", *arguments, f"nbd+unix:///{name}?socket={directory}/s"],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+
+
+def nbd_map(directory: Path, name: str, context: str) -> str:
+    return nbdinfo(directory, name, f"--map={context}")
