@@ -18,7 +18,7 @@ import qsd_trio
 from qsd_trio.block.abc import Perm, ReqFlag
 from qsd_trio.block.backend import BlockBackend
 from qsd_trio.errors import QmpError
-from tests.interop.qcow2_recipes import AXES, KIB, SECRET, Kitchen, Recipe, recipes
+from tests.qcow2_recipes import AXES, KIB, SECRET, Kitchen, Recipe, recipes
 from tests.peers import requires
 
 pytestmark = requires("qemu-img", "qemu-io")

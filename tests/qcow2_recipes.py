@@ -89,19 +89,21 @@ def is_quick(row: Row) -> bool:
 class Recipe:
     """An image's options, under the names that blockdev-create has for them."""
 
-    cluster_size: int
-    refcount_bits: int
-    preallocation: Literal["off", "metadata", "falloc", "full"]
-    data_file: Literal["none", "file", "raw"]
-    encryption: Literal["none", "aes", "luks"]
-    backing: Literal["none", "raw", "qcow2"]
-    version: Literal["v2", "v3"]
-    extended_l2: bool
-    compression_type: Literal["zlib", "zstd"]
-    compressed: bool
-    lazy_refcounts: bool
-    snapshots: bool
-    bitmap: bool
+    cluster_size: int = 64 * KIB
+    refcount_bits: int = 16
+    preallocation: Literal["off", "metadata", "falloc", "full"] = "off"
+    data_file: Literal["none", "file", "raw"] = "none"
+    encryption: Literal["none", "aes", "luks"] = "none"
+    backing: Literal["none", "raw", "qcow2"] = "none"
+    version: Literal["v2", "v3"] = "v3"
+    extended_l2: bool = False
+    compression_type: Literal["zlib", "zstd"] = "zlib"
+    compressed: bool = False
+    lazy_refcounts: bool = False
+    snapshots: bool = False
+    bitmap: bool = False
+    #: The virtual size; 0: one that suits the cluster size.
+    given_size: int = 0
 
     def __str__(self) -> str:
         """Return what differs from an image without options, for a test's name."""
@@ -122,6 +124,8 @@ class Recipe:
     @property
     def size(self) -> int:
         """The virtual size: several L2 tables of small clusters, several clusters of large ones."""
+        if self.given_size:
+            return self.given_size
         size = MIB if self.cluster_size <= 4 * KIB else 8 * MIB
         if self.preallocation == "metadata":
             # What of the last cluster lies behind the end, QEMU would write: nothing else is written.
