@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from qsd_trio.block.abc import ReqFlag, create_driver
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import resize
-from qsd_trio.block.drivers.qcow2.header import OUR_V3_SIZE, V2_SIZE, Header
+from qsd_trio.block.drivers.qcow2.header import EXT_DATA_FILE, OUR_V3_SIZE, V2_SIZE, Header
 from qsd_trio.block.drivers.qcow2.image import Image
 from qsd_trio.block.drivers.qcow2.metadata import Metadata
 from qsd_trio.block.drivers.qcow2.refblock import parse_refblock
@@ -27,8 +29,14 @@ async def create(opener: CreateOpener, options: Options) -> None:
     """Make an image on the node ``options.file``; what it holds is lost. Raises QmpError."""
     header, prealloc = plan(options)
     file = await opener.node(options.file)
+    data = None
+    if options.data_file is not None:
+        data = await opener.node(options.data_file)
+        name = data.node.driver.filename().encode("utf-8", "surrogateescape")
+        if name:
+            header = attrs.evolve(header, extensions=[(EXT_DATA_FILE, name)])
     try:
-        await write_image(file, header, options.size, prealloc)
+        await write_image(file, header, options.size, prealloc, data)
     except OSError as exc:
         raise with_errno("Could not create the qcow2 image", exc) from exc
 
@@ -84,18 +92,25 @@ def plan(options: Options) -> tuple[Header, str]:
             "Different refcount widths than 16 bits require compatibility level 1.1 or above"
             " (use version=v3 or greater)"
         )
+    raw = bool(options.data_file_raw)
+    if raw and options.data_file is None:
+        raise QmpError("data-file-raw requires data-file")
+    if raw and options.backing_file is not None:
+        raise QmpError("Backing file and data-file-raw cannot be used at the same time")
+    if options.data_file is not None and version < 3:
+        raise QmpError(
+            "External data files are only supported with compatibility level 1.1 and above"
+            " (use version=v3 or greater)"
+        )
+    if raw and prealloc == "off":
+        # Who reads the data file alone must see what we see: all is allocated.
+        prealloc = "metadata"
     compression = value("compression_type", "zlib")
     if compression != "zlib" and version < 3:
         raise QmpError(
             "Non-zlib compression type is only supported with compatibility level 1.1 and above"
             " (use version=v3 or greater)"
         )
-    if options.data_file_raw and options.data_file is None:
-        raise QmpError("data-file-raw requires data-file")
-    if options.data_file is not None:
-        raise QmpError("qcow2 images with an external data file are not supported yet")
-    if extended:
-        raise QmpError("qcow2 images with extended L2 entries are not supported yet")
     if compression != "zlib":
         raise QmpError(f"qcow2 images with compression type {compression} are not supported yet")
     if options.encrypt is not None:
@@ -106,7 +121,10 @@ def plan(options: Options) -> tuple[Header, str]:
         cluster_bits=cluster_bits,
         refcount_table_offset=cluster_size,
         refcount_table_clusters=1,
+        incompatible=(lay.INCOMPAT_EXTENDED_L2 if extended else 0)
+        | (lay.INCOMPAT_DATA_FILE if options.data_file is not None else 0),
         compatible=lay.COMPAT_LAZY_REFCOUNTS if lazy else 0,
+        autoclear=lay.AUTOCLEAR_DATA_FILE_RAW if raw else 0,
         refcount_order=refcount_bits.bit_length() - 1,
         header_length=OUR_V3_SIZE if version >= 3 else V2_SIZE,
         backing_file=options.backing_file or None,
@@ -115,7 +133,9 @@ def plan(options: Options) -> tuple[Header, str]:
     return header, prealloc
 
 
-async def write_image(file: Child, header: Header, size: int, prealloc: str) -> None:
+async def write_image(
+    file: Child, header: Header, size: int, prealloc: str, data_file: Child | None = None
+) -> None:
     """Write an empty image of ``size`` bytes: header, refcount table, refcount block, L1 table."""
     try:
         header, start = header.packed()
@@ -132,7 +152,8 @@ async def write_image(file: Child, header: Header, size: int, prealloc: str) -> 
     _, data = block.to_bytes(0, cluster_size * 8 // (1 << header.refcount_order) - 1)
     await file.pwritev(2 * cluster_size, [memoryview(data)])
     metadata = await Metadata.load(file, header)
-    image = Image(file=file, metadata=metadata, size=0, version=header.version)
+    metadata.data = data_file or file
+    image = Image(file=file, data=metadata.data, metadata=metadata, size=0, version=header.version)
     try:
         if size >= 1 << 63:
             raise QmpError("Image size cannot be negative")
@@ -142,4 +163,6 @@ async def write_image(file: Child, header: Header, size: int, prealloc: str) -> 
     except QmpError as exc:
         raise QmpError(f"Could not resize image: {exc}") from exc
     await metadata.write_back()
+    if data_file is not None:
+        await data_file.flush()
     await file.flush()

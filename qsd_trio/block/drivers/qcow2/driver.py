@@ -20,9 +20,10 @@ from qsd_trio.block.abc import (
 from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import options as opts
-from qsd_trio.block.drivers.qcow2 import resize, writing
+from qsd_trio.block.drivers.qcow2 import resize, writing, zeroing
 from qsd_trio.block.drivers.qcow2.image import Image, Kind
 from qsd_trio.block.drivers.qcow2.layout import CorruptImageError
+from qsd_trio.block.drivers.qcow2.mapping import FastPath
 from qsd_trio.block.drivers.qcow2.metadata import Metadata, read_file
 from qsd_trio.errors import QmpError, os_error
 
@@ -44,6 +45,7 @@ class Qcow2(FormatDriver):
     """An open qcow2 image."""
 
     supports_backing: ClassVar[bool] = True
+    can_compress: ClassVar[bool] = True
     mutable_options: ClassVar[frozenset[str]] = frozenset(
         {
             "lazy-refcounts",
@@ -63,7 +65,6 @@ class Qcow2(FormatDriver):
     file: Child
     image: Image
     opener: Opener
-    lazy_refcounts: bool
     writable: bool
     #: Whether a corruption that was not fatal has been reported.
     reported: bool = False
@@ -72,8 +73,9 @@ class Qcow2(FormatDriver):
 
     def __attrs_post_init__(self) -> None:
         # The fast path: one call less per request.
-        self.map_read = self.image.map_read  # type: ignore[method-assign]
-        self.map_write = self.image.map_write  # type: ignore[method-assign]
+        self.mapping = mapping = FastPath(self.image)
+        self.map_read = mapping.map_read  # type: ignore[method-assign]
+        self.map_write = mapping.map_write  # type: ignore[method-assign]
 
     @classmethod
     async def open(cls, opener: Opener, options: Options) -> Self:
@@ -87,7 +89,16 @@ class Qcow2(FormatDriver):
         _apply(runtime, metadata)
         if not opener.read_only:
             await _repair(metadata)
-        image = Image(file=file, metadata=metadata, size=header.size, version=header.version)
+            metadata.lazy = _lazy(options, header)
+        data = await _open_data_file(opener, options, header)
+        metadata.data = data or file
+        image = Image(
+            file=file,
+            data=metadata.data,
+            metadata=metadata,
+            size=header.size,
+            version=header.version,
+        )
         image.backing = await opener.backing(
             options.backing, header.backing_file, header.backing_format
         )
@@ -95,7 +106,6 @@ class Qcow2(FormatDriver):
             file=file,
             image=image,
             opener=opener,
-            lazy_refcounts=_lazy(options, header),
             writable=not opener.read_only,
         )
         if driver.writable:
@@ -126,20 +136,28 @@ class Qcow2(FormatDriver):
             except OSError as exc:
                 raise QmpError(f"Could not update qcow2 header: {exc.strerror}") from exc
 
+    async def _repair_late(self) -> None:
+        """Repair an image that was read-only until now; if that fails, nobody must write to it."""
+        try:
+            await _repair(self.image.metadata)
+        except QmpError as exc:
+            log.error("qcow2: %s: %s", self.opener.node_name, exc)
+            self.image.broken = True
+
     async def aclose(self) -> None:
         """Write back what is cached."""
         if self.writable and not self.image.broken:
-            await self.image.metadata.write_back()
+            await self.image.metadata.make_clean()
 
     def getlength(self) -> int:
         """Return the virtual size."""
         return self.image.size
 
     def limits(self) -> Limits:
-        """Zeroes and discards go by clusters."""
+        """Zeroes go by (sub)clusters, discards by clusters."""
         v3 = self.image.version >= 3
         return Limits(
-            pwrite_zeroes_alignment=self.image.cluster_size,
+            pwrite_zeroes_alignment=1 << self.image.subcluster_bits,
             pdiscard_alignment=self.image.cluster_size,
             zero_flags=ReqFlag.MAY_UNMAP | ReqFlag.NO_FALLBACK if v3 else ReqFlag.MAY_UNMAP,
             can_write_zeroes=True,
@@ -153,12 +171,12 @@ class Qcow2(FormatDriver):
     # -- requests --------------------------------------------------------------------------------------
 
     def map_read(self, offset: int, length: int) -> Extents | None:
-        """Say where the bytes are, or None (an instance has the image's own method here)."""
-        return self.image.map_read(offset, length)
+        """Say where the bytes are, or None (an instance has the mapping's own method here)."""
+        return self.mapping.map_read(offset, length)
 
     def map_write(self, offset: int, length: int) -> Extents | None:
-        """Say where to write at once, or None (an instance has the image's own method here)."""
-        return self.image.map_write(offset, length)
+        """Say where to write at once, or None (an instance has the mapping's own method here)."""
+        return self.mapping.map_write(offset, length)
 
     async def _corrupt(self, error: CorruptImageError) -> None:
         """Report a corruption; a fatal one in an image that is written to ends its use.
@@ -209,7 +227,7 @@ class Qcow2(FormatDriver):
     async def pwrite_zeroes(self, offset: int, length: int, flags: ReqFlag) -> None:
         """Make whole clusters read as zeroes."""
         try:
-            await writing.pwrite_zeroes(self.image, offset, length, flags)
+            await zeroing.pwrite_zeroes(self.image, offset, length, flags)
         except CorruptImageError as exc:
             await self._corrupt(exc)
             raise
@@ -217,7 +235,7 @@ class Qcow2(FormatDriver):
     async def pdiscard(self, offset: int, length: int) -> None:
         """Deallocate whole clusters."""
         try:
-            await writing.pdiscard(self.image, offset, length)
+            await zeroing.pdiscard(self.image, offset, length)
         except CorruptImageError as exc:
             await self._corrupt(exc)
             raise
@@ -231,6 +249,8 @@ class Qcow2(FormatDriver):
         except CorruptImageError as exc:
             await self._corrupt(exc)
             raise
+        if self.image.external:
+            await self.image.data.flush()
         await self.file.flush()
 
     async def block_status(self, offset: int, length: int, *, want_zero: bool) -> BlockStatus:
@@ -255,7 +275,7 @@ class Qcow2(FormatDriver):
             if self.has_holes:
                 flags |= StatusFlag.RECURSE
         if flags & StatusFlag.OFFSET_VALID:
-            return BlockStatus(flags, run, self.file.node, host)
+            return BlockStatus(flags, run, image.data.node, host)
         return BlockStatus(flags, run)
 
     async def _find_holes(self) -> bool:
@@ -278,7 +298,7 @@ class Qcow2(FormatDriver):
             raise os_error(errno.ENOMEDIUM)
         try:
             self.has_holes = None
-            await resize.truncate(self.image, size, prealloc, flags)
+            await resize.truncate(self.image, size, prealloc, flags, exact=exact)
         except CorruptImageError as exc:
             await self._corrupt(exc)
             raise
@@ -293,16 +313,21 @@ class Qcow2(FormatDriver):
             _refuse_unsupported(self.header, read_only=False)
             if self.header.incompatible & lay.INCOMPAT_CORRUPT:
                 raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
-        if self.writable and not writable:
-            await self.image.metadata.write_back()
+        metadata = self.image.metadata
+        lazy = writable and _lazy(options, self.header)
+        if self.writable and not lazy:
+            await metadata.make_clean()
 
         await self.image.metadata.set_slice_size(runtime.l2_slice_size)
         self.image.set_slices()
+        self.mapping.set_slices()
 
         async def commit() -> None:
             _apply(runtime, self.image.metadata)
             self.opener = opener
-            self.lazy_refcounts = _lazy(options, self.header)
+            metadata.lazy = lazy
+            if writable and not self.writable:
+                await self._repair_late()
             self.writable = writable
             if writable:
                 await self._clear_unknown_autoclear()
@@ -319,11 +344,15 @@ class Qcow2(FormatDriver):
         }
         if header.version >= 3:
             data["lazy-refcounts"] = bool(header.compatible & lay.COMPAT_LAZY_REFCOUNTS)
+            if self.image.external:
+                if header.data_file is not None:
+                    data["data-file"] = header.data_file
+                data["data-file-raw"] = self.image.raw_external
             data["corrupt"] = self.image.broken or bool(header.incompatible & lay.INCOMPAT_CORRUPT)
-            data["extended-l2"] = False
+            data["extended-l2"] = self.image.extended
         return {
             "cluster-size": header.cluster_size,
-            "dirty-flag": bool(header.incompatible & lay.INCOMPAT_DIRTY),
+            "dirty-flag": self.image.metadata.would_be_dirty,
             "format-specific": {"type": "qcow2", "data": data},
         }
 
@@ -336,6 +365,7 @@ class Qcow2(FormatDriver):
 
 _STATUS = {
     Kind.UNALLOCATED: StatusFlag.NONE,
+    Kind.PREALLOCATED: StatusFlag.OFFSET_VALID,
     Kind.ZERO: StatusFlag.ZERO | StatusFlag.ALLOCATED,
     Kind.ZERO_ALLOCATED: StatusFlag.ZERO | StatusFlag.ALLOCATED | StatusFlag.OFFSET_VALID,
     Kind.DATA: StatusFlag.DATA | StatusFlag.ALLOCATED | StatusFlag.OFFSET_VALID,
@@ -363,21 +393,30 @@ async def _repair(metadata: Metadata) -> None:
         await repair_dirty(metadata)
 
 
+async def _open_data_file(opener: Opener, options: Options, header: Header) -> Child | None:
+    """Attach the external data file of an image that has one."""
+    if header.incompatible & lay.INCOMPAT_DATA_FILE:
+        data = await opener.data_file(options.data_file, header.data_file)
+        if data is None:
+            raise QmpError("'data-file' is required for this image")
+        return data
+    if options.data_file is not None:
+        await opener.data_file(options.data_file, None)
+        raise QmpError("'data-file' can only be set for images with an external data file")
+    if header.autoclear & lay.AUTOCLEAR_DATA_FILE_RAW:
+        raise QmpError("data-file-raw requires a data file")
+    return None
+
+
 def _refuse_unsupported(header: Header, *, read_only: bool) -> None:
     """Refuse what images may contain and we cannot do yet: never guess."""
     incompatible = header.incompatible
-    if incompatible & lay.INCOMPAT_DATA_FILE:
-        raise QmpError("qcow2 images with an external data file are not supported yet")
-    if incompatible & lay.INCOMPAT_EXTENDED_L2:
-        raise QmpError("qcow2 images with extended L2 entries are not supported yet")
     if incompatible & lay.INCOMPAT_COMPRESSION:
         raise QmpError("qcow2 images with compression type zstd are not supported yet")
     if header.crypt_method:
         raise QmpError("Encrypted qcow2 images are not supported yet")
     if header.nb_snapshots:
         raise QmpError("qcow2 images with internal snapshots are not supported yet")
-    if header.autoclear & lay.AUTOCLEAR_DATA_FILE_RAW:
-        raise QmpError("data-file-raw requires a data file")
     if read_only:
         return
     if header.has_extension(hdr.EXT_BITMAPS):

@@ -85,6 +85,15 @@ class Header:
         """Bytes of a cluster."""
         return 1 << self.cluster_bits
 
+    @property
+    def data_file(self) -> str | None:
+        """The name of the external data file, if there is one."""
+        for kind, data in self.extensions:
+            if kind == EXT_DATA_FILE:
+                # A C program stops at the first NUL.
+                return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        return None
+
     def has_extension(self, kind: int) -> bool:
         """Say whether an extension of type ``kind`` is there."""
         return any(known == kind for known, _ in self.extensions)

@@ -1,7 +1,4 @@
-"""An open image: where its bytes are, and reading them.
-
-``map_read`` and ``map_write`` are the fast path: no await, no I/O, answers from cached tables only.
-"""
+"""An open image: what its L2 entries say of guest clusters, and reading them."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import attrs
 import trio
 
 from qsd_trio.block.drivers.qcow2 import layout as lay
+from qsd_trio.block.drivers.qcow2 import subclusters as sub
 from qsd_trio.block.drivers.qcow2.compressed import PARALLEL, CompressedClusters
 from qsd_trio.block.drivers.qcow2.layout import (
     COMPRESSED,
@@ -29,13 +27,14 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Sequence
 
-    from qsd_trio.block.abc import Child, Extent, Extents, Iov
+    from qsd_trio.block.abc import Child, Iov
 
 
 class Kind(enum.Enum):
-    """What an L2 entry says of its cluster."""
+    """What an L2 entry says of its cluster, or of a subcluster."""
 
     UNALLOCATED = enum.auto()
+    PREALLOCATED = enum.auto()  # reads as if unallocated, has a host cluster (subclusters only)
     ZERO = enum.auto()  # reads as zeroes, no host cluster
     ZERO_ALLOCATED = enum.auto()  # reads as zeroes, has a host cluster
     DATA = enum.auto()
@@ -58,6 +57,8 @@ class Image:
     """The state that reading, writing and resizing share."""
 
     file: Child
+    #: Where guest data are: ``file``, or the external data file.
+    data: Child
     metadata: Metadata
     size: int
     version: int
@@ -66,30 +67,46 @@ class Image:
     broken: bool = False
     #: Allocating writes, and other changes of L2 entries that take their time.
     in_flight: list[InFlight] = attrs.field(init=False, factory=list)
+    #: Whether data are in a file of their own, at their guest offset.
+    external: bool = attrs.field(init=False)
+    #: ... which can be read without us, so that zeroes must be written there too.
+    raw_external: bool = attrs.field(init=False)
+    #: Whether a cluster's subclusters have a state each.
+    extended: bool = attrs.field(init=False)
     cluster_bits: int = attrs.field(init=False)
+    subcluster_bits: int = attrs.field(init=False)  # as cluster_bits, if there are no subclusters
     cluster_size: int = attrs.field(init=False)
     mask: int = attrs.field(init=False)  # offset within a cluster
     l1_shift: int = attrs.field(init=False)  # offset -> L1 index
     slice_shift: int = attrs.field(init=False)  # offset -> number of its L2 slice
     slice_mask: int = attrs.field(init=False)  # cluster number -> index within the slice
+    #: Bits of an L2 entry of which one is set if the cluster has a host cluster.
+    allocated: int = attrs.field(init=False)
+    #: The bit of an L2 entry that says that the cluster reads as zeroes, if there is one.
+    zero_bit: int = attrs.field(init=False)
     #: Bits of an L2 entry that a plain, sound data cluster has not.
     odd: int = attrs.field(init=False)
     #: COPIED and ``odd``: such bits of an entry equal COPIED if it may be written in place.
     in_place: int = attrs.field(init=False)
     _tables: dict[int, array[int]] = attrs.field(init=False)
-    _locations: dict[int, str] = attrs.field(init=False)
     compressed: CompressedClusters = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        header = self.metadata.header
+        self.external = bool(header.incompatible & lay.INCOMPAT_DATA_FILE)
+        self.raw_external = bool(header.autoclear & lay.AUTOCLEAR_DATA_FILE_RAW)
+        self.extended = self.metadata.extended
         self.cluster_bits = self.metadata.cluster_bits
+        self.subcluster_bits = self.cluster_bits - (sub.COUNT_BITS if self.extended else 0)
         self.cluster_size = 1 << self.cluster_bits
         self.mask = self.cluster_size - 1
         self.l1_shift = self.cluster_bits + self.metadata.l2_bits
         self.set_slices()
-        self.odd = COMPRESSED | ZERO | (OFFSET_MASK & self.mask)
+        self.allocated = OFFSET_MASK | (COPIED if self.external else 0)
+        self.zero_bit = 0 if self.extended else ZERO
+        self.odd = COMPRESSED | self.zero_bit | (OFFSET_MASK & self.mask)
         self.in_place = COPIED | self.odd
         self._tables = self.metadata.l2
-        self._locations = self.metadata.locations
         self.compressed = CompressedClusters(
             metadata=self.metadata, kind=self.metadata.header.compression_type
         )
@@ -99,206 +116,7 @@ class Image:
         self.slice_shift = self.cluster_bits + self.metadata.slice_bits
         self.slice_mask = (1 << self.metadata.slice_bits) - 1
 
-    # -- the fast path -------------------------------------------------------------------------------
-
-    def map_read(self, offset: int, length: int) -> Extents | None:
-        """Say where the bytes are, or None."""
-        table = self._tables.get(offset >> self.slice_shift)
-        if table is not None:
-            within = offset & self.mask
-            if within + length <= self.cluster_size:
-                entry = table[offset >> self.cluster_bits & self.slice_mask]
-                host = entry & OFFSET_MASK
-                if host and not entry & self.odd:
-                    return self.file.map_read(host + within, length)
-        return self._map_read(offset, length)
-
-    def _map_read(self, offset: int, length: int) -> Extents | None:
-        if self.broken:
-            return None
-        end = offset + length
-        extents: list[Extent] = []
-        while offset < end:
-            number = offset >> self.slice_shift
-            stop = min(end, (number + 1) << self.slice_shift)
-            table = self._tables.get(number)
-            if table is None:
-                if self.metadata.l1[offset >> self.l1_shift] & OFFSET_MASK:
-                    return None
-                if not self._map_unallocated(extents, offset, stop - offset):
-                    return None
-                offset = stop
-                continue
-            while offset < stop:
-                try:
-                    kind, host, length = self.classify(table, offset, stop)
-                except CorruptImageError:
-                    return None
-                if kind is Kind.DATA:
-                    found = self.file.map_read(host, length)
-                    if found is None:
-                        return None
-                    extents += found
-                elif kind is Kind.UNALLOCATED:
-                    if not self._map_unallocated(extents, offset, length):
-                        return None
-                elif kind is Kind.COMPRESSED:
-                    return None
-                else:
-                    extents.append((None, 0, length))
-                offset += length
-        return extents
-
-    def _map_unallocated(self, extents: list[Extent], offset: int, length: int) -> bool:
-        if self.backing is not None:
-            there = min(length, self.backing.getlength() - offset)
-            if there > 0:
-                found = self.backing.map_read(offset, there)
-                if found is None:
-                    return False
-                extents += found
-                length -= there
-        if length > 0:
-            extents.append((None, 0, length))
-        return True
-
-    def map_write(self, offset: int, length: int) -> Extents | None:
-        """Say where to write at once, or None. May allocate: then the caller's write is its content.
-
-        What is allocated here reads as zeroes until written, as it did before or is to be overwritten.
-        """
-        table = self._tables.get(offset >> self.slice_shift)
-        if table is None:
-            return None
-        if not self.in_flight:
-            within = offset & self.mask
-            if within + length <= self.cluster_size:
-                entry = table[offset >> self.cluster_bits & self.slice_mask]
-                if entry & self.in_place == COPIED:
-                    host = entry & OFFSET_MASK
-                    if host not in self._locations:
-                        return self.file.map_write(host + within, length)
-                    return None
-                if not entry & (OFFSET_MASK | COMPRESSED):
-                    return self._map_new(table, offset, length, entry)
-        elif self.conflict(offset, offset + length) is not None:
-            return None
-        return self._map_write(table, offset, length)
-
-    def _map_new(self, table: array[int], offset: int, length: int, entry: int) -> Extents | None:
-        """Allocate one cluster for a write into it, if nothing is to be read or written besides."""
-        if not self.metadata.l1[offset >> self.l1_shift] & COPIED:
-            return None
-        refcounts = self.metadata.refcounts
-        cluster, found = refcounts.find_nowait(1)
-        if not found:
-            return None
-        if length < self.cluster_size:
-            if cluster < refcounts.fresh_from:
-                return None
-            if (
-                self.backing is not None
-                and not entry & ZERO
-                and offset & ~self.mask < self.backing.getlength()
-            ):
-                return None
-        host = cluster << self.cluster_bits
-        if host in self._locations:
-            return None  # a corrupt image: the slow path reports it
-        extents = self.file.map_write(host + (offset & self.mask), length)
-        if extents is None:
-            return None
-        for host_file, _, _ in extents:
-            if host_file is None or not host_file.can_write_now:
-                return None
-        refcounts.take_nowait(cluster, 1)
-        at = offset >> self.cluster_bits & self.slice_mask
-        table[at] = host | COPIED
-        self.metadata.mark_l2(offset >> self.slice_shift, at, at)
-        return extents
-
-    def _map_write(self, table: array[int], offset: int, length: int) -> Extents | None:
-        """Map a range of several clusters, or one to allocate."""
-        metadata, bits, mask = self.metadata, self.cluster_bits, self.mask
-        number = offset >> self.slice_shift
-        end = offset + length
-        if (
-            (end - 1) >> self.slice_shift != number
-            or not metadata.l1[offset >> self.l1_shift] & COPIED
-        ):
-            return None
-        first = offset >> bits
-        entries = table[first & self.slice_mask : ((end - 1) >> bits & self.slice_mask) + 1]
-        new = -1  # the one run of clusters to allocate
-        count = 0
-        cluster = 0
-        runs: list[list[int]] = []  # [host offset, length] of whole clusters
-        for at, entry in enumerate(entries):
-            if entry & self.in_place == COPIED:
-                host = entry & OFFSET_MASK
-                if host in metadata.locations:
-                    return None
-            elif entry & (OFFSET_MASK | COMPRESSED):
-                return None
-            else:
-                if new < 0:
-                    new = at
-                    wanted = len(entries) - at
-                    cluster, found = metadata.refcounts.find_nowait(wanted)
-                elif at != new + count:
-                    return None
-                count += 1
-                if count > found:
-                    return None
-                host = (cluster + count - 1) << bits
-                if host in metadata.locations:
-                    return None
-            if runs and runs[-1][0] + runs[-1][1] == host:
-                runs[-1][1] += mask + 1
-            else:
-                runs.append([host, mask + 1])
-        head, tail = offset & mask, -end & mask
-        if count and not self._may_allocate(entries, new, count, cluster, offset, end):
-            return None
-        runs[0][0] += head
-        runs[0][1] -= head
-        runs[-1][1] -= tail
-        extents: list[Extent] = []
-        for host, size in runs:
-            found_extents = self.file.map_write(host, size)
-            if found_extents is None:
-                return None
-            extents += found_extents
-        if count:
-            for host_file, _, _ in extents:
-                if host_file is None or not host_file.can_write_now:
-                    return None
-            metadata.refcounts.take_nowait(cluster, count)
-            start = (first & self.slice_mask) + new
-            for at in range(count):
-                table[start + at] = (cluster + at) << bits | COPIED
-            metadata.mark_l2(number, start, start + count - 1)
-        return extents
-
-    def _may_allocate(
-        self, entries: array[int], new: int, count: int, cluster: int, offset: int, end: int
-    ) -> bool:
-        """Say whether what a write leaves untouched of new clusters is right without more I/O."""
-        first = offset >> self.cluster_bits
-        partial = []
-        if new == 0 and offset & self.mask:
-            partial.append(0)
-        if new + count == len(entries) and end & self.mask:
-            partial.append(len(entries) - 1)
-        fresh = cluster >= self.metadata.refcounts.fresh_from
-        if partial and not fresh:
-            return False
-        if self.backing is not None:
-            there = self.backing.getlength()
-            for at in partial:
-                if not entries[at] & ZERO and (first + at) << self.cluster_bits < there:
-                    return False
-        return True
+    # -- what a cluster is ---------------------------------------------------------------------------
 
     def conflict(self, start: int, end: int) -> InFlight | None:
         """Return a change under way of an L2 entry of the range, or None."""
@@ -308,21 +126,30 @@ class Image:
                 return other
         return None
 
-    # -- what a cluster is ---------------------------------------------------------------------------
-
     def kind(self, entry: int) -> Kind:
-        """Return what an L2 entry says."""
+        """Return what an L2 entry says of its whole cluster (with subclusters: but for its bitmap)."""
         if entry & COMPRESSED:
             return Kind.COMPRESSED
-        if entry & ZERO:
-            return Kind.ZERO_ALLOCATED if entry & OFFSET_MASK else Kind.ZERO
-        return Kind.DATA if entry & OFFSET_MASK else Kind.UNALLOCATED
+        if entry & self.zero_bit:
+            return Kind.ZERO_ALLOCATED if entry & self.allocated else Kind.ZERO
+        return Kind.DATA if entry & self.allocated else Kind.UNALLOCATED
+
+    def is_own(self, entry: int) -> bool:
+        """Say whether the cluster has a host cluster that nobody else refers to."""
+        return bool(entry & COPIED and entry & self.allocated and not entry & COMPRESSED)
+
+    def bitmap(self, offset: int) -> int:
+        """Return the subcluster bitmap of the cluster at ``offset``, whose slice is cached."""
+        return self.metadata.subclusters[offset >> self.slice_shift][
+            offset >> self.cluster_bits & self.slice_mask
+        ]
 
     def classify(self, table: array[int], offset: int, stop: int) -> tuple[Kind, int, int]:
         """Return (kind, host offset of the byte at ``offset``, length up to ``stop``).
 
-        Adjacent clusters of a kind are one run; of data if they are adjacent on the host as well. A
-        compressed one comes alone, with its entry in place of the offset. ``stop`` is in the same table.
+        Adjacent (sub)clusters of a kind are one run; if they have a place on the host, they are adjacent
+        there as well. A compressed one comes alone, with its entry in place of the offset. ``table`` is
+        the slice of ``offset`` in the cache, ``stop`` is in the same one.
         """
         bits = self.cluster_bits
         number = offset >> bits
@@ -330,20 +157,25 @@ class Image:
         entry = table[at]
         kind = self.kind(entry)
         if kind is Kind.COMPRESSED:
+            if self.external:
+                raise self._corrupt(
+                    "Compressed cluster entry found in image with external data file", offset
+                )
             return kind, entry, min(stop, (number + 1) << bits) - offset
         self._check_entry(entry, offset)
+        if self.extended:
+            return self._classify_subclusters(table, offset, stop)
         host = entry & OFFSET_MASK
         last = at + ((stop - 1) >> bits) - number
         run = 1
         if last > at:
             others = table[at + 1 : last + 1]
             if not entry:
-                rest = others.tobytes()
-                run += (len(rest) - len(rest.lstrip(b"\0"))) // 8
+                run += _leading_zeroes(others)
             else:
-                mask = OFFSET_MASK | COMPRESSED | ZERO
+                mask = self.allocated | COMPRESSED | ZERO
                 want = entry & mask
-                step = self.cluster_size if host else 0
+                step = self.cluster_size if entry & self.allocated else 0
                 for other in others:
                     want += step
                     if other & mask != want:
@@ -351,19 +183,74 @@ class Image:
                     run += 1
         return kind, host + (offset & self.mask), min(stop, (number + run) << bits) - offset
 
+    def _classify_subclusters(
+        self, table: array[int], offset: int, stop: int
+    ) -> tuple[Kind, int, int]:
+        bits, shift = self.cluster_bits, self.subcluster_bits
+        bitmaps = self.metadata.subclusters[offset >> self.slice_shift]
+        at = offset >> bits & self.slice_mask
+        first = (offset & self.mask) >> shift
+        kind, count = self._subcluster_run(table[at], bitmaps[at], first, offset)
+        found = table[at] & OFFSET_MASK
+        host = found + (offset & self.mask)
+        end = (offset & ~self.mask) + ((first + count) << shift)
+        step = 0 if kind in (Kind.UNALLOCATED, Kind.ZERO) else self.cluster_size
+        while end < stop and not end & self.mask:
+            at += 1
+            found += step
+            entry, bitmap = table[at], bitmaps[at]
+            if entry & COMPRESSED or entry & OFFSET_MASK != found:
+                break
+            if kind is Kind.UNALLOCATED and not entry | bitmap:
+                # Long empty ranges are common: not a step for each cluster.
+                empty = min(_leading_zeroes(table[at:]), _leading_zeroes(bitmaps[at:]))
+                end += empty << bits
+                at += empty - 1
+                continue
+            other, count = self._subcluster_run(entry, bitmap, 0, end)
+            if other is not kind:
+                break
+            end += count << shift
+        return kind, host, min(stop, end) - offset
+
+    def _subcluster_run(self, entry: int, bitmap: int, first: int, offset: int) -> tuple[Kind, int]:
+        """Return the kind of subcluster ``first`` and how many from there on are of that kind."""
+        held = entry & self.allocated
+        if not sub.is_valid(bitmap) or (not held and sub.allocated(bitmap)):
+            raise self._corrupt("Invalid cluster entry found ", offset)
+        zero, data = sub.zero(bitmap), sub.allocated(bitmap)
+        if zero >> first & 1:
+            return Kind.ZERO_ALLOCATED if held else Kind.ZERO, sub.run_length(zero, first)
+        if data >> first & 1:
+            return Kind.DATA, sub.run_length(data, first)
+        count = sub.run_length(sub.ALL & ~(zero | data), first)
+        return Kind.PREALLOCATED if held else Kind.UNALLOCATED, count
+
     def _check_entry(self, entry: int, offset: int) -> None:
-        if not entry & self.odd:
+        if not entry & self.odd and not self.external:
             return
-        index = offset >> self.cluster_bits & self.slice_mask
-        l2_offset = self.metadata.slice_offset(offset >> self.slice_shift)
-        where = f"(L2 offset: {l2_offset:#x}, L2 index: {index:#x})"
         if entry & ZERO and self.version < 3:
-            raise CorruptImageError(f"Zero cluster entry found in pre-v3 image {where}", fatal=True)
+            raise self._corrupt("Zero cluster entry found in pre-v3 image", offset)
+        if not entry & self.allocated:
+            return
         host = entry & OFFSET_MASK
         if host & self.mask:
+            raise self._corrupt(f"Cluster allocation offset {host:#x} unaligned", offset)
+        if self.external and host != offset & ~self.mask:
+            index = offset >> self.cluster_bits & self.slice_mask
             raise CorruptImageError(
-                f"Cluster allocation offset {host:#x} unaligned {where}", fatal=True
+                f"External data file host cluster offset {host:#x} does not match guest cluster"
+                f" offset: {offset & ~self.mask:#x}, L2 index: {index:#x})",
+                fatal=True,
             )
+
+    def _corrupt(self, what: str, offset: int) -> CorruptImageError:
+        """Return the error that the L2 entry of ``offset`` is."""
+        index = offset >> self.cluster_bits & self.slice_mask
+        table = self.metadata.l2_offset(offset >> self.l1_shift)
+        return CorruptImageError(
+            f"{what} (L2 offset: {table:#x}, L2 index: {index:#x})", fatal=True
+        )
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -384,10 +271,10 @@ class Image:
             if kind is Kind.DATA:
                 token = self.metadata.begin_io()
                 try:
-                    await read_into(self.file, host, part, length)
+                    await read_into(self.data, host, part, length)
                 finally:
                     self.metadata.end_io(token)
-            elif kind is Kind.UNALLOCATED:
+            elif kind is Kind.UNALLOCATED or kind is Kind.PREALLOCATED:
                 await self.read_backing(offset, part, length)
             elif kind is Kind.COMPRESSED:
                 length = await self._read_compressed(table, offset, stop, iov)
@@ -411,7 +298,7 @@ class Image:
     ) -> int:
         """Fill the start of ``iov`` from one or more compressed clusters; return how much."""
         assert table is not None
-        entries = []
+        entries: list[int] = []
         end = offset
         while end < stop and len(entries) < PARALLEL:
             kind, entry, length = self.classify(table, end, stop)
@@ -438,3 +325,9 @@ class Image:
                     header, incompatible=header.incompatible | lay.INCOMPAT_CORRUPT
                 )
             )
+
+
+def _leading_zeroes(words: array[int]) -> int:
+    """Return how many items at the start are zero."""
+    data = words.tobytes()
+    return (len(data) - len(data.lstrip(b"\0"))) // 8

@@ -8,12 +8,17 @@ writes leaves an image without errors (leaks at worst):
 3. L2 tables; a barrier; L1 entries that name new ones;
 4. a barrier, and only then the refcounts of clusters that nothing refers to any more go down.
 
+With lazy refcounts the dirty bit takes the place of steps 1 and 4: while it is set, refcounts stay in memory
+until the image is closed, and who finds the bit set counts anew (repair.py). Step 2 is left out if the
+guest data that wait go to places that are sure to be there and to read as what was there before.
+
 Step 4 is also when such clusters can be used again: until then the disk still refers to them, and requests
 that were under way when they were freed may still read or write them (``begin_io``).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from array import array
 from typing import TYPE_CHECKING, Final, final
@@ -43,6 +48,8 @@ log = logging.getLogger(__name__)
 
 #: Bytes of freed clusters that may wait for a flush before we write back by ourselves.
 MAX_PENDING: Final = 64 << 20
+#: Bytes by which the file is made longer at a time while refcounts are lazy.
+LAZY_AHEAD: Final = 64 << 20
 L1_SECTOR: Final = 64  # entries of a 512-byte piece: what is written of the L1 table at once
 
 
@@ -53,6 +60,8 @@ class Metadata:
 
     file: Child
     header: Header
+    #: Where guest data are: ``file``, unless the image has an external data file.
+    data: Child
     l1: array[int]
     l1_offset: int
     refcounts: Refcounts = attrs.field(init=False)
@@ -87,6 +96,12 @@ class Metadata:
     _started: int = attrs.field(init=False, default=0)
     _finished: int = attrs.field(init=False, default=0)
     #: What is being written must stay in the caches: the disk may still have the old state.
+    #: Whether refcounts on the disk may be behind, under the dirty bit.
+    lazy: bool = attrs.field(init=False, default=False)
+    #: With lazy refcounts: what is dirty refers to data that a flush must bring to the disk first.
+    _data_first: bool = attrs.field(init=False, default=False)
+    #: With lazy refcounts: the file's length that is sure to survive a crash; 0: nothing is sure.
+    _ahead: int = attrs.field(init=False, default=0)
     _writing_l2: dict[int, list[int]] = attrs.field(init=False, factory=dict)
     _writing_blocks: dict[int, list[int]] = attrs.field(init=False, factory=dict)
     _loading: dict[int, trio.Event] = attrs.field(init=False, factory=dict)
@@ -112,7 +127,7 @@ class Metadata:
             )
         except OSError as exc:
             raise QmpError(f"Could not initialize refcount handling: {exc.strerror}") from exc
-        self = cls(file=file, header=header, l1=l1, l1_offset=header.l1_table_offset)
+        self = cls(file=file, header=header, data=file, l1=l1, l1_offset=header.l1_table_offset)
 
         async def read(offset: int, length: int) -> bytearray:
             return await read_file(file, offset, length)
@@ -124,7 +139,7 @@ class Metadata:
             table_offset=header.refcount_table_offset,
             table=from_disk(table),
             read=read,
-            write_back=self.write_back,
+            write_back=functools.partial(self.write_back, accurate=True),
             update_header=self.update_header,
             locations=self.locations,
             fresh_from=(file.getlength() + self.cluster_size - 1) >> cluster_bits,
@@ -302,8 +317,13 @@ class Metadata:
             if not self.l2 and not self._loading:  # else a request came in between: not now
                 self.slice_bits = bits
 
-    def mark_l2(self, number: int, first: int, last: int) -> None:
-        """Note that entries of a cached slice differ from the disk."""
+    def mark_l2(self, number: int, first: int, last: int, *, data_first: bool = True) -> None:
+        """Note that entries of a cached slice differ from the disk.
+
+        ``data_first``: guest data have to be on the disk before them, as something else is there now.
+        """
+        if data_first:
+            self._data_first = True
         span = self.dirty_l2.get(number)
         if span is None:
             self.dirty_l2[number] = [first, last]
@@ -318,11 +338,9 @@ class Metadata:
         limit = max(self.l2_limit - slices, 0)
         if len(self.l2) > limit or len(self.refcounts.blocks) > self.refblock_limit:
             self._evict(limit)
-            if (
-                len(self.l2) > limit
-                or len(self.refcounts.blocks) > 2 * self.refblock_limit
-            ):
-                await self.write_back()
+            if len(self.l2) > limit or len(self.refcounts.blocks) > 2 * self.refblock_limit:
+                too_many = len(self.refcounts.blocks) > 2 * self.refblock_limit
+                await self.write_back(accurate=too_many)
                 self._evict(limit)
 
     def _evict(self, limit: int) -> None:
@@ -343,9 +361,7 @@ class Metadata:
             ]
             for number in clean[:surplus]:
                 del refcounts.blocks[number]
-                self.locations.evicted(
-                    refcounts.table[number] & lay.REFTABLE_OFFSET_MASK, REFBLOCK
-                )
+                self.locations.evicted(refcounts.table[number] & lay.REFTABLE_OFFSET_MASK, REFBLOCK)
 
     def forget_l2(self) -> None:
         """Drop the cached L2 tables, all of them clean: the disk has changed under them."""
@@ -463,25 +479,72 @@ class Metadata:
             or self.refcounts.dirty_table
         )
 
-    async def write_back(self) -> None:
+    async def write_back(self, *, accurate: bool = False) -> None:
         """Write everything that was dirty when this was called; see the module's text for the order.
 
-        It is not on stable storage before the file is flushed. Cancelled or failed: what may not have
-        been written is dirty again.
+        Lazy refcounts are only written if they are to be ``accurate``. Nothing is on stable storage
+        before the file is flushed. Cancelled or failed: what may not have been written is dirty again.
         """
         if not self.dirty and not self._write_lock.locked():
             return
         seen = self._started
         async with self._write_lock:
-            if self._finished <= seen and self.dirty:  # else a run that began later did it for us
-                await self._write_back()
+            if not self.dirty or (self._finished > seen and not (accurate and self.lazy)):
+                return  # a run that began later did it for us
+            lazily = self.lazy and not accurate and self._is_behind
+            await self._write_back(lazily=lazily)
 
-    async def _write_back(self) -> None:
+    async def make_clean(self) -> None:
+        """Write everything, flush, and take the dirty bit away. Nobody may write meanwhile."""
+        await self.write_back(accurate=True)
+        end = self.refcounts.fresh_from << self.cluster_bits
+        if self._ahead and self.file.getlength() > end:
+            await self._set_file_length(end)
+        self._ahead = 0
+        if self.header.incompatible & lay.INCOMPAT_DIRTY:
+            await self.file.flush()
+            await self.set_dirty_bit(False)
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the refcounts on the disk are not those in memory, or need not be."""
+        return bool(
+            self.header.incompatible & lay.INCOMPAT_DIRTY
+            or self.refcounts.dirty_blocks
+            or self.refcounts.dirty_table
+        )
+
+    @property
+    def would_be_dirty(self) -> bool:
+        """Whether the dirty bit is set, or will be when something is written."""
+        return bool(self.header.incompatible & lay.INCOMPAT_DIRTY) or (
+            self.lazy and self._is_behind
+        )
+
+    async def _reach_ahead(self) -> None:
+        """Make the file longer than what is in use, so that a crash cannot leave references beyond it."""
+        end = (self.refcounts.fresh_from << self.cluster_bits) + LAZY_AHEAD
+        if end > self.file.getlength():
+            await self._set_file_length(end)
+        self._ahead = self.file.getlength()
+
+    async def _set_file_length(self, length: int) -> None:
+        try:
+            await self.file.truncate(length)
+        except (OSError, QmpError) as exc:
+            # A device, for one. Nothing is lost but time.
+            log.debug("qcow2: cannot make the file %d bytes long: %s", length, exc)
+
+    async def _write_back(self, *, lazily: bool) -> None:
         self._started = run = self._started + 1
         refcounts = self.refcounts
         # One instant: what is written hangs together, whatever changes while it is being written.
-        blocks, refcounts.dirty_blocks = refcounts.dirty_blocks, {}
-        entries, refcounts.dirty_table = refcounts.dirty_table, set()
+        blocks: dict[int, list[int]] = {}
+        entries: set[int] = set()
+        if not lazily:
+            blocks, refcounts.dirty_blocks = refcounts.dirty_blocks, blocks
+            entries, refcounts.dirty_table = refcounts.dirty_table, entries
+        data_first, self._data_first = self._data_first or not lazily, False
         tables, self.dirty_l2 = self.dirty_l2, {}
         sectors, self.dirty_l1 = self.dirty_l1, set()
         frees = self._releasable()
@@ -500,13 +563,21 @@ class Metadata:
             for sector in sorted(sectors):
                 data = to_disk(self.l1[sector * L1_SECTOR : (sector + 1) * L1_SECTOR])
                 sector_writes.append((self.l1_offset + sector * L1_SECTOR * 8, data))
+            if lazily and (table_writes or sector_writes):
+                await self.set_dirty_bit(True)
+                if refcounts.fresh_from << self.cluster_bits > self._ahead:
+                    await self._reach_ahead()
+                    data_first = True
             await self._write(block_writes)
             if entry_writes:
                 if block_writes:
                     await self.file.flush()
                 await self._write(entry_writes)
             if table_writes:
-                await self.file.flush()
+                if data_first:
+                    if self.data is not self.file:
+                        await self.data.flush()
+                    await self.file.flush()
                 await self._write(table_writes)
             if sector_writes:
                 await self.file.flush()
@@ -514,6 +585,7 @@ class Metadata:
             if frees:
                 await self.file.flush()
                 await self._release(frees)
+            if frees and not lazily:
                 freed, refcounts.dirty_blocks = refcounts.dirty_blocks, {}
                 blocks = self._writing_blocks = _merged(blocks, freed)
                 await self._write(self._block_writes(freed))
@@ -523,6 +595,7 @@ class Metadata:
             self.dirty_l2 = _merged(tables, self.dirty_l2)
             self.dirty_l1 |= sectors
             self._pending += frees
+            self._data_first |= data_first
             raise
         finally:
             self._writing_l2, self._writing_blocks = {}, {}

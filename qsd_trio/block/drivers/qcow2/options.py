@@ -54,8 +54,6 @@ def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOp
         )
     if options.discard_no_unref:
         raise QmpError("Option 'discard-no-unref' of qcow2 images is not supported yet")
-    if options.data_file is not None:
-        raise QmpError("'data-file' can only be set for images with an external data file")
 
     def choose(value: bool | None, default: bool) -> bool:
         return default if value is None else value

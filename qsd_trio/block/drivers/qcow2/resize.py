@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from qsd_trio.block.abc import ReqFlag
+from qsd_trio.block.drivers.qcow2.image import Kind
 from qsd_trio.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES, OFFSET_MASK
 from qsd_trio.block.drivers.qcow2.metadata import L1_SECTOR
 from qsd_trio.block.drivers.qcow2.overlap import ACTIVE_L1, ACTIVE_L2
 from qsd_trio.block.drivers.qcow2.refcounts import to_disk
 from qsd_trio.block.drivers.qcow2.writing import (
     FREED_OTHERWISE,
-    pdiscard,
-    pwrite_zeroes,
     pwritev,
 )
+from qsd_trio.block.drivers.qcow2.zeroing import pdiscard, pwrite_zeroes
 from qsd_trio.errors import QmpError, with_errno
 
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 _PIECE: Final = memoryview(bytes(1 << 20))
 
 
-async def truncate(image: Image, size: int, prealloc: str, flags: ReqFlag) -> None:
-    """Make the image ``size`` bytes long. Raises QmpError.
+async def truncate(
+    image: Image, size: int, prealloc: str, flags: ReqFlag, *, exact: bool = False
+) -> None:
+    """Make the image ``size`` bytes long. Raises QmpError. ``exact`` is for an external data file.
 
     The caller keeps other requests away. Cancelled or failed: the old length, clusters may be
     allocated beyond it or be gone from the end.
@@ -42,6 +44,8 @@ async def truncate(image: Image, size: int, prealloc: str, flags: ReqFlag) -> No
         await _shrink(image, size)
     else:
         await _grow(image, size, prealloc, flags)
+    if image.external and prealloc == "off":
+        await image.data.truncate(size, exact=exact)
     try:
         await image.metadata.write_back()
         await image.file.flush()
@@ -130,7 +134,7 @@ async def grow_l1(image: Image, needed: int) -> None:
 
 
 async def _preallocate(image: Image, start: int, end: int, mode: str) -> None:
-    """Give every cluster of a range its host cluster, all at the end of the file.
+    """Give every cluster of a range its host cluster: in the data file, or at the end of the file.
 
     ``mode``: metadata, falloc or full; the latter two allocate the file's space as well.
     """
@@ -139,6 +143,12 @@ async def _preallocate(image: Image, start: int, end: int, mode: str) -> None:
     first = start >> bits
     last = (end - 1) >> bits if end > start else first - 1
     count = last - first + 1
+    if image.external:
+        for number in range(first >> metadata.slice_bits, (last >> metadata.slice_bits) + 1):
+            await _refer_to_data_file(image, number, first, last)
+        if image.data.getlength() < end:
+            await image.data.truncate(end, prealloc="off" if mode == "metadata" else mode)
+        return
     # Only what was never used holds zeroes.
     refcounts.floor = refcounts.free_index = max(refcounts.free_index, refcounts.fresh_from)
     try:
@@ -158,6 +168,17 @@ async def _preallocate(image: Image, start: int, end: int, mode: str) -> None:
         if mode != "metadata"
         else max(refcounts.fresh_from << bits, image.file.getlength())
     )
+
+
+async def _refer_to_data_file(image: Image, number: int, first: int, last: int) -> None:
+    """Let those of clusters ``first`` to ``last`` that are in a slice refer to their data in the data file."""
+    table = await image.metadata.slice_for_write(number)
+    base = number << image.metadata.slice_bits
+    low, high = max(first - base, 0), min(last - base, image.slice_mask)
+    for at in range(low, high + 1):
+        if not table[at] & image.allocated:
+            table[at] = (base + at) << image.cluster_bits | COPIED
+    image.metadata.mark_l2(number, low, high)
 
 
 async def _preallocate_some(image: Image, number: int, last: int) -> int:
@@ -219,9 +240,14 @@ async def _shrink(image: Image, size: int) -> None:
 
 
 async def _zero_tail(image: Image, start: int, end: int) -> None:
-    table = await image.metadata.slice(start >> image.slice_shift)
-    if table is not None and table[start >> image.cluster_bits & image.slice_mask] > 1:
-        await write_zero_bytes(image, start, end)
+    while start < end:
+        table = await image.metadata.slice(start >> image.slice_shift)
+        if table is None:
+            return
+        kind, _, length = image.classify(table, start, end)
+        if kind is Kind.DATA or kind is Kind.COMPRESSED:
+            await write_zero_bytes(image, start, start + length)
+        start += length
 
 
 async def _end_of_used(image: Image) -> int:

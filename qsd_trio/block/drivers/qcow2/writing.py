@@ -1,11 +1,10 @@
-"""Writing into an image: in place, allocating with copy-on-write, zeroes, discards."""
+"""Writing into an image: in place, and allocating with copy-on-write."""
 
 from __future__ import annotations
 
 import errno
 from typing import TYPE_CHECKING, Final
 
-from qsd_trio.block.abc import ReqFlag
 from qsd_trio.block.drivers.qcow2 import subclusters as sub
 from qsd_trio.block.drivers.qcow2.image import InFlight, Kind
 from qsd_trio.block.drivers.qcow2.layout import (
@@ -47,7 +46,7 @@ async def settle(image: Image) -> None:
         await image.metadata.write_back()
 
 
-async def _wait_for_conflicts(image: Image, start: int, end: int) -> None:
+async def wait_for_conflicts(image: Image, start: int, end: int) -> None:
     while True:
         other = image.conflict(start, end)
         if other is None:
@@ -55,12 +54,12 @@ async def _wait_for_conflicts(image: Image, start: int, end: int) -> None:
         await other.done.wait()
 
 
-async def _table(image: Image, start: int, end: int) -> array[int]:
+async def slice_to_change(image: Image, start: int, end: int) -> array[int]:
     """Return the L2 table of a range within one, to be changed at once: nobody else is at it."""
     while True:
         if image.broken:
             raise os_error(errno.ENOMEDIUM)
-        await _wait_for_conflicts(image, start, end)
+        await wait_for_conflicts(image, start, end)
         table = await image.metadata.slice_for_write(start >> image.slice_shift)
         if image.conflict(start, end) is None:
             return table
@@ -71,7 +70,7 @@ async def _write_some(image: Image, offset: int, iov: Sequence[memoryview], leng
     metadata, bits = image.metadata, image.cluster_bits
     end = min(offset + length, ((offset >> image.slice_shift) + 1) << image.slice_shift)
     while True:
-        table = await _table(image, offset, end)
+        table = await slice_to_change(image, offset, end)
         kind, host, run = image.classify(table, offset, end)
         if kind is Kind.DATA:
             run = _copied_run(image, table, offset, run)
@@ -95,6 +94,7 @@ async def _write_some(image: Image, offset: int, iov: Sequence[memoryview], leng
             host = cluster << bits
             run = min(run, (((offset >> bits) + count) << bits) - offset)
             fresh = cluster >= metadata.refcounts.fresh_from
+            _check_overlap(image, host | offset & image.mask, run)
             metadata.refcounts.take_nowait(cluster, count)
             await _write_new(
                 image, offset, iov_slice(iov, 0, run), run, host, fresh=fresh, taken=True
@@ -155,8 +155,7 @@ def _check_overlap(image: Image, host: int, length: int) -> None:
         return
     size = image.cluster_size
     for offset in range(host & ~image.mask, host + length, size):
-        if offset in image.metadata.locations:
-            raise overlap(image.metadata.locations[offset], host, length)
+        image.metadata.locations.check(offset, host, length)
 
 
 async def _write_new(
@@ -268,7 +267,8 @@ async def _untouched(image: Image, offset: int, length: int, *, fresh: bool) -> 
     """
     if not length:
         return None
-    if await _is_zero(image, offset, min(offset + length, image.size)):
+    table = await image.metadata.slice(offset >> image.slice_shift)
+    if reads_as_zero(image, table, offset, min(offset + length, image.size)):
         return None if fresh else _ZEROES[:length]
     data = memoryview(bytearray(length))
     there = min(length, image.size - offset)
@@ -276,9 +276,8 @@ async def _untouched(image: Image, offset: int, length: int, *, fresh: bool) -> 
     return data
 
 
-async def _is_zero(image: Image, offset: int, end: int) -> bool:
+def reads_as_zero(image: Image, table: array[int] | None, offset: int, end: int) -> bool:
     """Say whether a range within a cluster is known to read as zeroes."""
-    table = await image.metadata.slice(offset >> image.slice_shift)
     while offset < end:
         if table is None:
             kind, length = Kind.UNALLOCATED, end - offset
@@ -295,81 +294,10 @@ async def _is_zero(image: Image, offset: int, end: int) -> bool:
 
 def free_entry(image: Image, entry: int, reason: int) -> None:
     """Drop the reference that an overwritten L2 entry was."""
+    if image.external:
+        return
     if entry & COMPRESSED:
         offset, length = image.compressed.extent(entry)
         image.metadata.free(offset, length, reason)
     elif entry & OFFSET_MASK:
         image.metadata.free(entry & OFFSET_MASK & ~image.mask, image.cluster_size, reason)
-
-
-async def pwrite_zeroes(image: Image, offset: int, length: int, flags: ReqFlag) -> None:
-    """Make whole clusters read as zeroes (the last one of the image may be partial)."""
-    end = offset + length
-    if offset & image.mask or (end & image.mask and end < image.size):
-        raise os_error(errno.ENOTSUP)
-    if image.version < 3:
-        # No zero clusters: what is not allocated and has nothing behind it is zero already.
-        if image.backing is not None or not flags & ReqFlag.MAY_UNMAP:
-            raise os_error(errno.ENOTSUP)
-        await pdiscard(image, offset, length)
-        return
-    while offset < end:
-        number = offset >> image.slice_shift
-        stop = min(end, (number + 1) << image.slice_shift)
-        table = await _table(image, offset, stop)
-        start = offset >> image.cluster_bits & image.slice_mask
-        for at in range(start, ((stop - 1) >> image.cluster_bits & image.slice_mask) + 1):
-            old = table[at]
-            kind = image.kind(old)
-            if kind is Kind.ZERO:
-                continue
-            keep = kind in (Kind.DATA, Kind.ZERO_ALLOCATED) and not flags & ReqFlag.MAY_UNMAP
-            if keep:
-                new = old | ZERO
-            else:
-                new = ZERO
-                free_entry(image, old, FREED_BY_REQUEST)
-            table[at] = new
-            image.metadata.mark_l2(number, at, at)
-        offset = stop
-    await settle(image)
-
-
-async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False) -> None:
-    """Deallocate whole clusters (the last one of the image may be partial).
-
-    Where a backing file would show through they become zero clusters, unless ``full``.
-    """
-    end = offset + length
-    if image.version < 3 and image.backing is not None and not full:
-        raise os_error(errno.ENOTSUP)
-    if offset & image.mask or (end & image.mask and end < image.size):
-        raise os_error(errno.ENOTSUP)
-    while offset < end:
-        number = offset >> image.slice_shift
-        stop = min(end, (number + 1) << image.slice_shift)
-        if (full or image.backing is None) and not image.metadata.slice_offset(number):
-            if image.in_flight:
-                await _wait_for_conflicts(image, offset, stop)
-                if image.metadata.slice_offset(number):
-                    continue
-            offset = stop
-            continue
-        table = await _table(image, offset, stop)
-        start = offset >> image.cluster_bits & image.slice_mask
-        for at in range(start, ((stop - 1) >> image.cluster_bits & image.slice_mask) + 1):
-            old = table[at]
-            kind = image.kind(old)
-            new = 0
-            if not full:
-                if kind is Kind.ZERO or (kind is Kind.UNALLOCATED and image.backing is None):
-                    continue
-                if image.version >= 3:
-                    new = ZERO
-            if new == old:
-                continue
-            free_entry(image, old, FREED_BY_REQUEST)
-            table[at] = new
-            image.metadata.mark_l2(number, at, at)
-        offset = stop
-    await settle(image)

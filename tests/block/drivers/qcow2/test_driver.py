@@ -116,8 +116,7 @@ async def test_cache_sizes() -> None:
 @pytest.mark.parametrize(
     ("at", "form", "value", "read_only", "text"),
     [
-        (72, ">Q", 4, True, "external data file"),
-        (72, ">Q", 16, True, "extended L2 entries"),
+        (72, ">Q", 4, True, "'data-file' is required for this image"),
         (72, ">Q", 1, False, "was not closed cleanly"),
         (32, ">I", 1, True, "Encrypted"),
         (32, ">I", 2, True, "Encrypted"),

@@ -250,9 +250,7 @@ async def test_refusals(options: dict[str, object], text: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"extended_l2": True},
         {"compression_type": Qcow2CompressionType.ZSTD},
-        {"data_file": "x"},
     ],
 )
 async def test_what_comes_later_is_refused(options: dict[str, object]) -> None:

@@ -1,0 +1,195 @@
+"""Making parts of an image read as zeroes, and deallocating them."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from qsd_trio.block.abc import ReqFlag
+from qsd_trio.block.drivers.qcow2 import subclusters as sub
+from qsd_trio.block.drivers.qcow2.image import InFlight
+from qsd_trio.block.drivers.qcow2.layout import COMPRESSED, ZERO
+from qsd_trio.block.drivers.qcow2.metadata import discard_file
+from qsd_trio.block.drivers.qcow2.writing import (
+    FREED_BY_REQUEST,
+    free_entry,
+    reads_as_zero,
+    settle,
+    slice_to_change,
+    wait_for_conflicts,
+)
+from qsd_trio.errors import os_error
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable
+
+    from qsd_trio.block.drivers.qcow2.image import Image
+
+    #: (entry, bitmap, subclusters concerned) -> (new entry, new bitmap)
+    Change: TypeAlias = Callable[[int, int, int], tuple[int, int]]
+
+
+async def pwrite_zeroes(image: Image, offset: int, length: int, flags: ReqFlag) -> None:
+    """Make whole (sub)clusters read as zeroes; the last one of the image may be partial.
+
+    Less than one is fine if the rest of it is known to be zero, and no data yet; else ENOTSUP.
+    """
+    end = offset + length
+    unit = (1 << image.subcluster_bits) - 1
+    partial = bool(offset & unit or (end & unit and end < image.size))
+    if partial:
+        offset &= ~unit
+        end = min(-(-end & ~unit), image.size)
+        if end - offset > unit + 1:
+            raise os_error(errno.ENOTSUP)
+    if image.version < 3:
+        # No zero clusters: what is not allocated and has nothing behind it is zero already.
+        if partial or image.backing is not None or not flags & ReqFlag.MAY_UNMAP:
+            raise os_error(errno.ENOTSUP)
+        await pdiscard(image, offset, length)
+        return
+    unmap = bool(flags & ReqFlag.MAY_UNMAP)
+
+    def change(entry: int, bitmap: int, which: int) -> tuple[int, int]:
+        if image.extended:
+            return _zero_subclusters(image, entry, bitmap, which, unmap=unmap)
+        if entry & COMPRESSED or (unmap and entry & image.allocated):
+            return ZERO, 0
+        return entry | ZERO, 0
+
+    while offset < end:
+        stop = min(end, ((offset >> image.slice_shift) + 1) << image.slice_shift)
+        table = await slice_to_change(image, offset, stop)
+        if partial and not reads_as_zero(image, table, offset, stop):
+            raise os_error(errno.ENOTSUP)
+        if image.external:
+            await _change_external(
+                image, offset, stop, change, flags if image.raw_external else None
+            )
+        else:
+            _change_entries(image, table, offset, stop, change)
+        offset = stop
+        await trio.lowlevel.checkpoint()
+    await settle(image)
+
+
+def _zero_subclusters(
+    image: Image, entry: int, bitmap: int, which: int, *, unmap: bool
+) -> tuple[int, int]:
+    if which != sub.ALL:
+        if entry & COMPRESSED:
+            raise os_error(errno.ENOTSUP)
+        return entry, sub.with_zero(bitmap, which)
+    if entry & COMPRESSED or (unmap and entry & image.allocated):
+        entry = 0
+    return entry, sub.ALL_ZERO
+
+
+async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False) -> None:
+    """Deallocate whole clusters (the last one of the image may be partial).
+
+    Where a backing file would show through they become zero clusters, unless ``full``.
+    """
+    end = offset + length
+    if image.version < 3 and image.backing is not None and not full:
+        raise os_error(errno.ENOTSUP)
+    if offset & image.mask or (end & image.mask and end < image.size):
+        raise os_error(errno.ENOTSUP)
+
+    def change(entry: int, bitmap: int, which: int) -> tuple[int, int]:
+        if full:
+            return 0, 0
+        if image.backing is None and not entry & (image.allocated | COMPRESSED):
+            return entry, bitmap
+        if image.extended:
+            return 0, sub.ALL_ZERO
+        return ZERO if image.version >= 3 else 0, 0
+
+    while offset < end:
+        number = offset >> image.slice_shift
+        stop = min(end, (number + 1) << image.slice_shift)
+        if (full or image.backing is None) and not image.metadata.slice_offset(number):
+            if image.in_flight:
+                await wait_for_conflicts(image, offset, stop)
+                if image.metadata.slice_offset(number):
+                    continue
+        else:
+            table = await slice_to_change(image, offset, stop)
+            if image.external:
+                await _change_external(image, offset, stop, change, None)
+            else:
+                _change_entries(image, table, offset, stop, change)
+        offset = stop
+        await trio.lowlevel.checkpoint()
+    await settle(image)
+
+
+def _change_entries(
+    image: Image, table: array[int], offset: int, stop: int, change: Change
+) -> list[int]:
+    """Change the L2 entries of a range in a cached slice; return the clusters that lost their place."""
+    bits = image.cluster_bits
+    number = offset >> image.slice_shift
+    bitmaps = image.metadata.subclusters[number] if image.extended else None
+    which = sub.ALL
+    gone = []
+    for cluster in range(offset >> bits, ((stop - 1) >> bits) + 1):
+        at = cluster & image.slice_mask
+        old, bitmap = table[at], 0
+        if bitmaps is not None:
+            bitmap = bitmaps[at]
+            start = cluster << bits
+            high = image.cluster_size if stop == image.size else stop - start
+            which = sub.span(
+                max(offset - start, 0), min(high, image.cluster_size), image.subcluster_bits
+            )
+        new, new_bitmap = change(old, bitmap, which)
+        if new == old and new_bitmap == bitmap:
+            continue
+        table[at] = new
+        if bitmaps is not None:
+            bitmaps[at] = new_bitmap
+        if old & (image.allocated | COMPRESSED) and not new & image.allocated:
+            free_entry(image, old, FREED_BY_REQUEST)
+            gone.append(cluster)
+        image.metadata.mark_l2(number, at, at)
+    return gone
+
+
+async def _change_external(
+    image: Image, offset: int, stop: int, change: Change, zero: ReqFlag | None
+) -> None:
+    """Change the L2 entries of a range, which nobody else is at, and its data in the data file.
+
+    ``zero``: write zeroes there first, with these flags. No other write may come in between: the place of
+    a cluster's data is always the same.
+    """
+    bits = image.cluster_bits
+    job = InFlight(offset >> bits, (stop - 1) >> bits)
+    image.in_flight.append(job)
+    try:
+        if zero is not None:
+            await image.data.pwrite_zeroes(offset, stop - offset, zero)
+        table = await image.metadata.slice_for_write(offset >> image.slice_shift)
+        gone = _change_entries(image, table, offset, stop, change)
+        if image.metadata.pass_discard[FREED_BY_REQUEST]:
+            await _discard_data(image, gone)
+    finally:
+        image.in_flight.remove(job)
+        job.done.set()
+
+
+async def _discard_data(image: Image, clusters: list[int]) -> None:
+    start = end = -1
+    for cluster in [*clusters, -1]:
+        if cluster != end:
+            if start >= 0:
+                offset = start << image.cluster_bits
+                length = min(end << image.cluster_bits, image.data.getlength()) - offset
+                if length > 0:
+                    await discard_file(image.data, offset, length)
+            start = cluster
+        end = cluster + 1
