@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
+    from qsd_trio.block.snapshots import SnapshotStore
     from qsd_trio.host.files import HostFile
     from qsd_trio.untyped import Json, Options
 
@@ -45,7 +46,9 @@ class ReqFlag(enum.IntFlag):
     MAY_UNMAP = 2  # pwrite_zeroes may deallocate
     NO_FALLBACK = 4  # pwrite_zeroes must be fast or fail with ENOTSUP
     WRITE_COMPRESSED = 8
-    WRITE_UNCHANGED = 16  # the visible content does not change (copy on read)
+    #: The visible content does not change (copy on read): a driver that honours it writes only where the
+    #: content comes from its backing file, so that it may have been overwritten meanwhile.
+    WRITE_UNCHANGED = 16
     ZERO_WRITE = 32  # truncate: the grown part must read as zeroes
 
 
@@ -113,13 +116,12 @@ class Limits:
     pdiscard_alignment: int = 1
     opt_transfer: int = 0
     memory_alignment: int = 1  # of buffers (O_DIRECT)
-    #: Flags that ``pwritev`` and ``pwrite_zeroes`` honour themselves (FUA, MAY_UNMAP, NO_FALLBACK);
-    #: the gate emulates FUA by a flush and zeroes by writes where they are missing.
+    #: Flags that ``pwritev`` and ``pwrite_zeroes`` honour themselves: the gate emulates FUA by a flush
+    #: and zeroes by writes where they are missing, and refuses WRITE_COMPRESSED.
     write_flags: ReqFlag = ReqFlag.NONE
     zero_flags: ReqFlag = ReqFlag.NONE
     can_write_zeroes: bool = False
     can_discard: bool = False
-    can_write_compressed: bool = False
 
 
 class BlockNode(Protocol):
@@ -136,6 +138,10 @@ class BlockNode(Protocol):
         ...
 
     def limits(self) -> Limits: ...
+    def below(self) -> BlockNode | None:
+        """Return the next layer of content: the backing or filtered child's node, if there is one."""
+        ...
+
     def map_read(self, offset: int, length: int) -> Extents | None: ...
     def map_write(self, offset: int, length: int) -> Extents | None: ...
     async def preadv(self, offset: int, iov: Iov) -> None: ...
@@ -252,6 +258,14 @@ class Opener(Protocol):
         """Return the user-creatable object ``id_`` of class ``type_``; QmpError if there is none."""
         ...
 
+    def freeze_chain(self, top: BlockNode, bottom: str) -> tuple[BlockNode, Callable[[], None]]:
+        """Keep the links from ``top`` down to node ``bottom`` from being changed.
+
+        Returns the bottom node and what lets the links go; QmpError if there is no such node below, it
+        is a filter, or one of the links is frozen.
+        """
+        ...
+
     def emit(self, event: str, **data: Json) -> None:
         """Emit a QMP event (BLOCK_IMAGE_CORRUPTED ...)."""
         ...
@@ -279,10 +293,18 @@ class BlockDriver(ABC):
     is_filter: ClassVar[bool] = False
     is_format: ClassVar[bool] = False
     supports_backing: ClassVar[bool] = False
+    #: Whether the format itself has compressed clusters, ``cluster-size`` bytes long when unpacked.
+    can_compress: ClassVar[bool] = False
+    #: Whether the node goes by the file name of its child, whatever that is.
+    named_like_child: ClassVar[bool] = False
+    #: Whether blockdev-reopen takes the node at all.
+    supports_reopen: ClassVar[bool] = True
     #: Options that blockdev-reopen may change; others must keep their value.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
     #: The backing child of a driver with ``supports_backing``; blockdev-reopen may exchange it.
     backing: Child | None = None
+    #: The internal snapshots of an image that can have them.
+    snapshots: SnapshotStore | None = None
     #: Where persistent dirty bitmaps are kept; None: the format cannot.
     bitmap_store: BitmapStore | None = None
 
@@ -340,6 +362,13 @@ class BlockDriver(ABC):
         """
         return None
 
+    def allocated_now(self, offset: int, length: int) -> bool:
+        """Say whether this layer, not its backing file, decides all content of the range.
+
+        No await and no I/O: False may also mean that it takes a look at the image to know.
+        """
+        return not self.supports_backing
+
     # -- the slow path -----------------------------------------------------------------------------
 
     @abstractmethod
@@ -368,6 +397,22 @@ class BlockDriver(ABC):
     async def truncate(self, size: int, *, exact: bool, prealloc: str, flags: ReqFlag) -> None:
         """Make the image ``size`` bytes long; ``prealloc`` is a PreallocMode value for the growth."""
         raise QmpError("Image format driver does not support resize")
+
+    # -- the point in time that a copy-before-write filter keeps ---------------------------------------
+
+    async def preadv_snapshot(self, offset: int, iov: Iov) -> None:
+        """Fill ``iov`` with what was there at the point in time."""
+        raise os_error(errno.ENOTSUP)
+
+    async def snapshot_block_status(
+        self, offset: int, length: int, *, want_zero: bool
+    ) -> BlockStatus:
+        """Describe the first bytes of the range at the point in time."""
+        raise os_error(errno.ENOTSUP)
+
+    async def pdiscard_snapshot(self, offset: int, length: int) -> None:
+        """Note that nobody will ask again for the range at the point in time."""
+        raise os_error(errno.ENOTSUP)
 
     # -- the control plane -------------------------------------------------------------------------
 
@@ -435,6 +480,19 @@ class FilterDriver(BlockDriver):
     def limits(self) -> Limits:
         """Return the child's limits."""
         return self.file.node.limits()
+
+    def has_zero_init(self) -> bool:
+        """Follow the child."""
+        return self.file.node.driver.has_zero_init()
+
+    async def image_info(self) -> Mapping[str, Json]:
+        """Show what the child knows of itself, but for what belongs to its format."""
+        info = await self.file.node.driver.image_info()
+        return {name: info[name] for name in ("cluster-size", "dirty-flag") if name in info}
+
+    def allocated_now(self, offset: int, length: int) -> bool:
+        """Ask the child."""
+        return self.file.node.driver.allocated_now(offset, length)
 
     async def preadv(self, offset: int, iov: Iov) -> None:
         """Forward."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from qsd_trio import trace
-from qsd_trio.block.abc import BlockStatus, ChildRole, ReqFlag, StatusFlag
+from qsd_trio.block.abc import BlockStatus, ReqFlag, StatusFlag
 from qsd_trio.errors import os_error
 from qsd_trio.iov import iov_size
 
@@ -184,7 +184,7 @@ class BlockBackend:
                 length = status.length
                 if status.flags & ALLOCATED:
                     return depth, length
-                node = _below(node)
+                node = node.below()
             return 0, length
 
     async def truncate(self, size: int, *, exact: bool = False, prealloc: str = "off") -> None:
@@ -223,18 +223,12 @@ class BlockBackend:
             await self._graph.close_backend(self)
 
 
-def _below(node: Node) -> Node | None:
-    """Return the backing or filtered child of ``node``, the next layer down."""
-    edge = node.child(ChildRole.COW) or node.child(ChildRole.FILTERED)
-    return edge.node if edge is not None else None
-
-
 async def _status_above(top: Node, offset: int, length: int) -> BlockStatus:
     status = await top.block_status(offset, length)
     eof_at = offset + status.length if status.flags & EOF else None
     node = top
     while status.length and not status.flags & ALLOCATED:
-        below = _below(node)
+        below = node.below()
         if below is None:
             break
         length = status.length

@@ -25,7 +25,7 @@ from qsd_trio.errors import QmpError
 from qsd_trio.registry import block_drivers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
     from qsd_trio.block.abc import BlockDriver
     from qsd_trio.events import EventBus
@@ -159,6 +159,30 @@ class BlockGraph:
             await self._close_node(child)
         else:
             await self.refresh_permissions([child])
+
+    def freeze_chain(self, top: Node, bottom: Node) -> Callable[[], None]:
+        """Keep the links from ``top`` down to ``bottom`` as they are until the answer is called."""
+        links: list[Edge] = []
+        node = top
+        while node is not bottom:
+            edge = node.child(ChildRole.COW) or node.child(ChildRole.FILTERED)
+            if edge is None:
+                raise QmpError(
+                    f"Node '{bottom.node_name}' is not in the backing chain of '{top.node_name}'"
+                )
+            links.append(edge)
+            node = edge.node
+        for edge in links:
+            if edge.frozen:
+                raise QmpError(f"Cannot change {edge.link}")
+        for edge in links:
+            edge.frozen = True
+
+        def thaw() -> None:
+            for edge in links:
+                edge.frozen = False
+
+        return thaw
 
     # -- closing -------------------------------------------------------------------------------------
 

@@ -173,6 +173,11 @@ class Node:
         """Return the driver's limits."""
         return self._limits
 
+    def below(self) -> Node | None:
+        """Return the next layer of content: the backing or filtered child's node, if there is one."""
+        edge = self.child(ChildRole.COW) or self.child(ChildRole.FILTERED)
+        return edge.node if edge is not None else None
+
     def child(self, role: ChildRole) -> Edge | None:
         """Return the first edge with a bit of ``role``, or None."""
         for edge in self.children:
@@ -271,18 +276,15 @@ class Node:
             await trio.lowlevel.checkpoint()
             return
         self._check_write(offset, length)
-        if (
-            self.flags.detect_zeroes != "off"
-            and self._limits.can_write_zeroes
-            and not flags & ReqFlag.WRITE_COMPRESSED
-            and iov_is_zero(iov)
-        ):
+        if self.flags.detect_zeroes != "off" and self._limits.can_write_zeroes and iov_is_zero(iov):
             if self.flags.detect_zeroes == "unmap":
                 flags |= ReqFlag.MAY_UNMAP
             await self.pwrite_zeroes(offset, length, flags)
             return
         limits = self._limits
         align = limits.request_alignment
+        if flags & ReqFlag.WRITE_COMPRESSED and not limits.write_flags & ReqFlag.WRITE_COMPRESSED:
+            raise os_error(errno.ENOTSUP)
         try:
             if align == 1 and length <= limits.max_transfer:
                 await self.driver.pwritev(offset, iov, flags & limits.write_flags)
@@ -576,8 +578,16 @@ class Edge:
         self.parent = parent
         self.perm = perm
         self.shared = shared
+        #: Whether blockdev-reopen and jobs must leave the edge where it points.
+        self.frozen = False
         self.parent_desc = describe
         self.bind()
+
+    @property
+    def link(self) -> str:
+        """How texts name the edge: 'backing' link from 'top' to 'base'."""
+        parent = self.parent.node_name if self.parent is not None else ""
+        return f"'{self.name}' link from '{parent}' to '{self.node.node_name}'"
 
     def bind(self) -> None:
         """Take over the node's requests: a call through the edge costs no more than a direct one."""

@@ -10,7 +10,9 @@ from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
-    from qsd_trio.block.abc import Child
+    from collections.abc import Callable
+
+    from qsd_trio.block.abc import BlockNode, Child
     from qsd_trio.block.backend import BlockBackend
     from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
     from qsd_trio.block.graph import BlockGraph
@@ -148,6 +150,15 @@ class NodeOpener:
     def object(self, id_: str, type_: type[T]) -> T:
         """Return a user-creatable object."""
         return self._graph.objects.lookup(id_, type_)
+
+    def freeze_chain(self, top: BlockNode, bottom: str) -> tuple[BlockNode, Callable[[], None]]:
+        """Keep the links from ``top`` down to node ``bottom`` from being changed."""
+        node = self._graph.nodes.get(bottom)
+        if node is None:
+            raise QmpError(f"Bottom node '{bottom}' not found")
+        if node.driver.is_filter:
+            raise QmpError(f"Bottom node '{bottom}' is a filter")
+        return node, self._graph.freeze_chain(self._graph.nodes[top.node_name], node)
 
     def emit(self, event: str, **data: Json) -> None:
         """Emit a QMP event."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from qsd_trio.block.abc import ChildRole
+from qsd_trio.block.abc import ChildRole, ProtocolDriver
 from qsd_trio.block.names import beside, is_protocol_name, json_filename
 from qsd_trio.block.permissions import perm_names
 
@@ -25,6 +25,11 @@ def primary_child(node: Node) -> Edge | None:
 def backing_child(node: Node) -> Edge | None:
     """Return the edge to the backing node, or None."""
     return node.child(ChildRole.COW)
+
+
+def layer_below(node: Node) -> Edge | None:
+    """Return the edge to the backing node, or to the node that a filter filters, or None."""
+    return node.child(ChildRole.FILTERED) if node.driver.is_filter else backing_child(node)
 
 
 def _backing_overridden(node: Node) -> bool:
@@ -67,7 +72,15 @@ def filename(node: Node) -> str:
     if exact:
         return exact
     primary = primary_child(node)
-    if primary is not None and not node.driver.full_options() and not _backing_overridden(node):
+    if primary is not None and node.driver.named_like_child:
+        return filename(primary.node)
+    if (
+        primary is not None
+        and not node.driver.is_filter
+        and isinstance(primary.node.driver, ProtocolDriver)
+        and not node.driver.full_options()
+        and not _backing_overridden(node)
+    ):
         name = filename(primary.node)
         if not name.startswith("json:"):
             return name
@@ -116,9 +129,9 @@ async def image_info(node: Node, *, with_backing: bool) -> dict[str, Json]:
         info["full-backing-filename"] = full_backing_name(node)
         if format_ is not None:
             info["backing-filename-format"] = format_
-    backing = backing_child(node)
-    if with_backing and backing is not None:
-        info["backing-image"] = await image_info(backing.node, with_backing=True)
+    below = layer_below(node)
+    if with_backing and below is not None:
+        info["backing-image"] = await image_info(below.node, with_backing=True)
     return info
 
 
@@ -157,8 +170,8 @@ def _signed(value: int) -> int:
 
 
 def _depth(node: Node) -> int:
-    backing = backing_child(node)
-    return 0 if backing is None else 1 + _depth(backing.node)
+    below = layer_below(node)
+    return 0 if below is None else 1 + _depth(below.node)
 
 
 def node_stats(node: Node) -> dict[str, Json]:

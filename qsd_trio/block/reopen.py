@@ -119,6 +119,11 @@ async def _prepare(graph: BlockGraph, change: _Change) -> None:
     node = change.node
     flags = node_flags(change.generic)
     options = change.options
+    if not node.driver.supports_reopen:
+        raise QmpError(
+            f"Block format '{node.driver_name}' used by node '{node.node_name}'"
+            " does not support reopening files"
+        )
     if options is not None:
         _check_unchanged(node, options)
         _check_backing_named(node, options)
@@ -198,13 +203,16 @@ def _replace_child(graph: BlockGraph, change: _Change, name: str, reference: Opt
         return  # unchanged: options of an inheriting child
     if reference is NULL:
         if edge is not None:
+            _check_not_frozen(edge)
             _remove_edge(change, edge)
         return
     target = graph.nodes.get(reference)
     if target is None:
         raise QmpError(f"Cannot find device='' nor node-name='{reference}'")
-    if edge is not None and edge.node is target:
-        return
+    if edge is not None:
+        if edge.node is target:
+            return
+        _check_not_frozen(edge)
     if _reaches(target, node):
         raise QmpError(
             f"Making '{target.node_name}' a {name} child of '{node.node_name}' would create a cycle"
@@ -256,6 +264,11 @@ def _remove_edge(change: _Change, edge: Edge) -> None:
     assert edge in old.parents
     change.undo.append(undo)
     change.released.append(edge)
+
+
+def _check_not_frozen(edge: Edge) -> None:
+    if edge.frozen:
+        raise QmpError(f"Cannot change frozen {edge.link}")
 
 
 def _reaches(start: Node, goal: Node) -> bool:

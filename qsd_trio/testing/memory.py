@@ -24,10 +24,10 @@ from qsd_trio.errors import QmpError, os_error
 from qsd_trio.events import EventBus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from typing import Self
 
-    from qsd_trio.block.abc import BlockDriver, Child, Iov, Opener
+    from qsd_trio.block.abc import BlockDriver, BlockNode, Child, Iov, Opener
     from qsd_trio.untyped import Json, Options
 
 T = TypeVar("T")
@@ -273,6 +273,15 @@ class FakeOpener:
         if not isinstance(found, type_):
             raise QmpError(f"the test gave no object '{id_}'")
         return found
+
+    def freeze_chain(self, top: BlockNode, bottom: str) -> tuple[BlockNode, Callable[[], None]]:
+        """Return the node of that name below ``top``: nobody changes links here."""
+        node: BlockNode | None = top
+        while node is not None and node.node_name != bottom:
+            node = node.below()
+        if node is None:
+            raise QmpError(f"Bottom node '{bottom}' not found")
+        return node, lambda: None
 
     def emit(self, event: str, **data: Json) -> None:
         """Keep the event."""

@@ -120,6 +120,10 @@ class Raw(FormatDriver):
         """Shift the question."""
         return self.file.map_write(offset + self._offset, length)
 
+    def allocated_now(self, offset: int, length: int) -> bool:
+        """Shift the question."""
+        return self.file.node.driver.allocated_now(offset + self._offset, length)
+
     async def preadv(self, offset: int, iov: Iov) -> None:
         """Forward."""
         await self.file.preadv(offset + self._offset, iov)

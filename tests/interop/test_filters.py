@@ -1,0 +1,215 @@
+"""The filters next to qcow2 against the real daemon: texts, what queries show, permissions."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.oracle import Wait, compare, qmp
+from tests.peers import requires
+
+pytestmark = requires("qemu-storage-daemon", "qemu-img")
+
+MIB = 1 << 20
+
+
+def qemu_img(*args: object, cwd: Path) -> None:
+    subprocess.run(
+        ["qemu-img", *map(str, args)], cwd=cwd, capture_output=True, timeout=60, check=True
+    )
+
+
+def images(directory: Path) -> None:
+    """A chain top -> mid -> base.raw, and an image that does not end with a cluster."""
+    qemu_img("create", "-q", "-f", "raw", "base.raw", "1M", cwd=directory)
+    qemu_img("create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw", "mid", cwd=directory)
+    qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "mid", "top", "2M", cwd=directory)
+    qemu_img("create", "-q", "-f", "qcow2", "odd", MIB + 1536, cwd=directory)
+
+
+def file(name: str, **options: Any) -> dict[str, Any]:
+    return {"driver": "file", "filename": name, **options}
+
+
+def add(driver: str, name: str, below: Any, **options: Any) -> dict[str, Any]:
+    return qmp("blockdev-add", driver=driver, node_name=name, file=below, **options)
+
+
+def gone(*names: str) -> list[dict[str, Any]]:
+    return [qmp("blockdev-del", node_name=name) for name in names]
+
+
+CHAIN = add(
+    "qcow2",
+    "top",
+    file("top", **{"node-name": "tf"}),
+    backing={
+        "driver": "qcow2",
+        "node-name": "mid",
+        "file": file("mid", **{"node-name": "mf"}),
+        "backing": {
+            "driver": "raw",
+            "node-name": "base",
+            "file": file("base.raw", **{"node-name": "bf"}),
+        },
+    },
+)
+LOOK = [
+    qmp("query-named-block-nodes", flat=True),
+    qmp("query-named-block-nodes"),
+    qmp("x-debug-query-block-graph"),
+]
+
+
+def reopened(**options: Any) -> dict[str, Any]:
+    return qmp(
+        "blockdev-reopen",
+        options=[{name.replace("_", "-"): value for name, value in options.items()}],
+    )
+
+
+def test_compress() -> None:
+    compare(
+        [],
+        [
+            add("raw", "r", file("base.raw")),
+            add("compress", "c", "r"),
+            add("compress", "c", "nobody"),
+            add("compress", "c", {"driver": "null-co"}),
+            add("compress", "c", file("base.raw")),
+            CHAIN,
+            add("compress", "c", "top"),
+            *LOOK,
+            add("compress", "cc", "c"),
+            add("compress", "cr", {"driver": "raw", "file": "c"}),
+            add("copy-on-read", "cr", "c"),
+            *LOOK,
+            *gone("cr"),
+            reopened(driver="compress", node_name="c", file="top", read_only=True),
+            *gone("c"),
+            add("compress", "c", {"driver": "qcow2", "node-name": "o", "file": file("odd")}),
+            qmp("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}}),
+            qmp("block-export-add", type="nbd", id="e", node_name="c", writable=True),
+            qmp("block-export-add", type="nbd", id="e", node_name="c"),
+            qmp("block-export-del", id="e"),
+            Wait("BLOCK_EXPORT_DELETED"),
+            *gone("c"),
+            add(
+                "compress",
+                "c",
+                {"driver": "qcow2", "read-only": True, "file": file("odd")},
+            ),
+            *gone("c"),
+        ],
+        setup=images,
+        ignore=["actual-size"],
+    )
+
+
+def test_copy_on_read() -> None:
+    cor = {"driver": "copy-on-read", "node_name": "c", "file": "top"}
+    compare(
+        [],
+        [
+            CHAIN,
+            add("copy-on-read", "c", "top"),
+            *LOOK,
+            *gone("c"),
+            add("copy-on-read", "c", "top", bottom="nobody"),
+            add("copy-on-read", "c", "top", bottom=""),
+            add("copy-on-read", "c", "top", bottom="base"),
+            *LOOK,
+            reopened(driver="qcow2", node_name="mid", file="mf", backing=None),
+            reopened(driver="qcow2", node_name="top", file="tf", backing="base"),
+            reopened(driver="qcow2", node_name="top", file="tf", backing="mid"),
+            reopened(**cor),
+            reopened(**cor, bottom="mid"),
+            add("copy-on-read", "c2", "top", bottom="mid"),
+            *gone("c"),
+            add("copy-on-read", "c", "top", bottom="top"),
+            *gone("c"),
+            add("copy-on-read", "c", "mid", bottom="mid"),
+            add("compress", "z", "top"),
+            add("copy-on-read", "c", "top", bottom="z"),
+            add("copy-on-read", "c", "z", bottom="mid"),
+            *LOOK,
+            *gone("c", "z"),
+            add("copy-on-read", "c", "top", read_only=True),
+            *LOOK,
+            *gone("c"),
+            add("copy-on-read", "c", {"driver": "qcow2", "file": file("odd"), "read-only": True}),
+            add("copy-on-read", "c", {"driver": "qcow2", "file": file("odd")}, read_only=True),
+            add("copy-on-read", "c", "nobody"),
+            reopened(driver="qcow2", node_name="top", file="tf", backing="base"),
+            *gone("top"),
+        ],
+        setup=images,
+        ignore=["actual-size"],
+    )
+
+
+def test_preallocate() -> None:
+    steps: list[Any] = []
+    for options in [
+        {"prealloc-align": 513},
+        {"prealloc-align": -512},
+        {"prealloc-align": 1536},
+        {"prealloc-align": "a"},
+        {"prealloc-size": -1},
+        {"prealloc-size": 1},
+    ]:
+        steps += [add("preallocate", "p", file("base.raw"), **options), *gone("p")]
+    pre = {"driver": "preallocate", "node_name": "p", "file": file("base.raw")}
+    over = {"driver": "preallocate", "node-name": "p", "file": file("top", **{"node-name": "f"})}
+    steps += [
+        add("preallocate", "p", file("base.raw")),
+        *LOOK,
+        reopened(**pre, prealloc_align=513),
+        reopened(**pre, prealloc_align=4096, prealloc_size=65536),
+        *LOOK,
+        *gone("p"),
+        add("qcow2", "q", over, backing=None),
+        *LOOK,
+        qmp("block_resize", node_name="q", size=4 * MIB),
+        *LOOK,
+        qmp("block_resize", node_name="p", size=4 * MIB),
+        *gone("q"),
+        add("preallocate", "p", "nobody"),
+        add("preallocate", "p", {"driver": "null-co"}),
+        qmp("block_resize", node_name="p", size=2 * MIB),
+        *gone("p"),
+        add("raw", "q", dict(over, file=file("base.raw", **{"node-name": "f"}))),
+        *LOOK,
+        qmp("block_resize", node_name="p", size=2 * MIB),
+        qmp("block_resize", node_name="q", size=3 * MIB),
+        qmp("block_resize", node_name="q", size=MIB),
+        *LOOK,
+        *gone("q"),
+    ]
+    compare([], steps, setup=images, ignore=["actual-size"])
+
+
+def test_snapshot_access() -> None:
+    compare(
+        [],
+        [
+            add("raw", "r", file("base.raw", **{"node-name": "f"})),
+            add("snapshot-access", "s", "nobody"),
+            add("snapshot-access", "s", "r"),
+            *LOOK,
+            qmp("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}}),
+            qmp("block-export-add", type="nbd", id="e", node_name="s", name="a"),
+            qmp("block-export-add", type="nbd", id="e2", node_name="s", name="b", writable=True),
+            *LOOK,
+            qmp("block_resize", node_name="r", size=2 * MIB),
+            *LOOK,
+            reopened(driver="snapshot-access", node_name="s", file="r"),
+            add("snapshot-access", "s2", "r", read_only=True),
+            add("raw", "over", "s"),
+            *LOOK,
+            *gone("over", "s2", "f"),
+        ],
+        setup=images,
+        ignore=["actual-size"],
+    )
