@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from qsd_trio.block.abc import Child
     from qsd_trio.block.drivers.qcow2.header import Header
+    from qsd_trio.block.drivers.qcow2.snapshot_table import Entry
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class Metadata:
     l1: array[int]
     l1_offset: int
     refcounts: Refcounts = attrs.field(init=False)
+    #: The snapshot table, and its bytes on disk (snapshots.load reads it).
+    snapshots: list[Entry] = attrs.field(init=False, factory=list)
+    snapshots_size: int = attrs.field(init=False, default=0)
     #: Slice number -> entries of that slice of its L2 table, in host byte order. The oldest come first.
     l2: dict[int, array[int]] = attrs.field(init=False, factory=dict)
     #: Slice number -> subcluster bitmaps of the cached slices, if the image has extended L2 entries.
@@ -227,7 +231,7 @@ class Metadata:
                 continue
             self._loading[number] = loading = trio.Event()
             try:
-                await self._make_room()
+                await self.make_room()
                 words = await self._read_words(offset, 1 << (self.slice_bits + self._entry_bits))
                 # Only we put slices there while the event is filed; the L1 entry may have changed.
                 if self.slice_offset(number) == offset:
@@ -260,7 +264,7 @@ class Metadata:
             # Nobody writes to a shared table: what is read of it stays true as long as the L1 entry does.
             table = self.l2_offset(index)
             words = await self._read_words(table, self.cluster_size) if table else None
-            await self._make_room(len(self.slices_of(index)))
+            await self.make_room(len(self.slices_of(index)))
             await self.refcounts.prepare()
             # No await from here on.
             if self.l1[index] != entry:
@@ -333,7 +337,7 @@ class Metadata:
             if last > span[1]:
                 span[1] = last
 
-    async def _make_room(self, slices: int = 1) -> None:
+    async def make_room(self, slices: int = 1) -> None:
         """Keep the caches within their limits, writing back if too much in them is dirty."""
         limit = max(self.l2_limit - slices, 0)
         if len(self.l2) > limit or len(self.refcounts.blocks) > self.refblock_limit:

@@ -15,6 +15,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
 SWAP: Final = sys.byteorder == "little"
@@ -52,6 +53,13 @@ class RefBlock(ABC):
     @abstractmethod
     def count_zero(self) -> int:
         """Return how many counters are zero."""
+
+    @abstractmethod
+    def add(self, indices: Sequence[int], delta: int) -> None:
+        """Add to counters, to one that is given twice twice.
+
+        Raises OverflowError, with nothing changed, if one would leave its width.
+        """
 
     def zero_run(self, start: int, limit: int) -> int:
         """Return how many counters from ``start`` on are zero, at most ``limit``, within the block."""
@@ -92,6 +100,19 @@ class WideBlock(RefBlock):
             self._values[start] = value
         else:
             self._values[start : start + count] = array(self._values.typecode, [value]) * count
+
+    def add(self, indices: Sequence[int], delta: int) -> None:
+        """Add to counters."""
+        values = self._values
+        done = 0
+        try:
+            for index in indices:
+                values[index] += delta
+                done += 1
+        except OverflowError:
+            for index in indices[:done]:
+                values[index] -= delta
+            raise
 
     def find_zero(self, start: int) -> int:
         """Return the first index from ``start`` with a zero, or -1."""
@@ -175,6 +196,18 @@ class PackedBlock(RefBlock):
         """Set a run of counters."""
         for index in range(start, start + count):
             self.put(index, value)
+
+    def add(self, indices: Sequence[int], delta: int) -> None:
+        """Add to counters."""
+        done = 0
+        for index in indices:
+            value = self.get(index) + delta
+            if not 0 <= value <= self._mask:
+                for changed in indices[:done]:
+                    self.put(changed, self.get(changed) - delta)
+                raise OverflowError
+            self.put(index, value)
+            done += 1
 
     def find_zero(self, start: int) -> int:
         """Return the first index from ``start`` with a zero, or -1."""

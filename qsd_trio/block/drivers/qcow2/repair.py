@@ -72,7 +72,11 @@ class _Repair:
 
     async def run(self) -> None:
         metadata, refcounts = self.metadata, self.metadata.refcounts
-        self.table = refcounts.table[:]
+        self.table = array("Q")
+        for start in range(0, len(refcounts.table), check.STEP):
+            part = refcounts.table[start : start + check.STEP]
+            self.table.extend(entry & lay.REFTABLE_OFFSET_MASK for entry in part)
+            await trio.lowlevel.checkpoint()
         for number in self.census.bad_blocks:
             self.table[number] = 0
         offset = await self._place()
@@ -80,7 +84,7 @@ class _Repair:
             if not number % check.STEP:
                 await trio.lowlevel.checkpoint()
             if entry:
-                await self._write_block(number, entry & lay.REFTABLE_OFFSET_MASK)
+                await self._write_block(number, entry)
         await metadata.file.flush()
         await self._write_table(offset)
         await self._mend_flags()
