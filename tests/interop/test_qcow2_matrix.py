@@ -18,8 +18,8 @@ import qsd_trio
 from qsd_trio.block.abc import Perm, ReqFlag
 from qsd_trio.block.backend import BlockBackend
 from qsd_trio.errors import QmpError
-from tests.qcow2_recipes import AXES, KIB, SECRET, Kitchen, Recipe, recipes
 from tests.peers import requires
+from tests.qcow2_recipes import AXES, KIB, SECRET, Kitchen, Recipe, recipes
 
 pytestmark = requires("qemu-img", "qemu-io")
 
