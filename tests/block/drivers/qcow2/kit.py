@@ -12,6 +12,11 @@ from qsd_trio.block.abc import Perm, ProtocolDriver
 from qsd_trio.block.drivers.qcow2 import Qcow2
 from qsd_trio.block.drivers.qcow2.create import write_image
 from qsd_trio.block.drivers.qcow2.header import OUR_V3_SIZE, V2_SIZE, Header
+from qsd_trio.block.drivers.qcow2.layout import (
+    AUTOCLEAR_DATA_FILE_RAW,
+    INCOMPAT_DATA_FILE,
+    INCOMPAT_EXTENDED_L2,
+)
 from qsd_trio.qapi import BlockdevOptionsQcow2
 from qsd_trio.testing.memory import FakeOpener, child_of, node_over
 from qsd_trio.testing.recorder import RecordingDisk as Disk
@@ -45,27 +50,41 @@ async def make(
     version: int = 3,
     refcount_order: int = 4,
     prealloc: str = "off",
+    extended: bool = False,
+    data: ProtocolDriver | None = None,
+    raw: bool = False,
 ) -> bytes:
-    """Make an empty image."""
+    """Make an empty image; ``data`` becomes its external data file, ``raw``: one that stands alone."""
     disk = Disk()
+    data_file = child_of(node_over(data, node_name="data")) if data is not None else None
     header = Header(
         version=version,
         cluster_bits=cluster_bits,
         refcount_table_offset=1 << cluster_bits,
         refcount_table_clusters=1,
         refcount_order=refcount_order,
+        incompatible=(INCOMPAT_EXTENDED_L2 if extended else 0)
+        | (INCOMPAT_DATA_FILE if data is not None else 0),
+        autoclear=AUTOCLEAR_DATA_FILE_RAW if raw else 0,
         header_length=OUR_V3_SIZE if version >= 3 else V2_SIZE,
     )
-    await write_image(child_of(node_over(disk)), header, size, prealloc)
+    await write_image(child_of(node_over(disk)), header, size, prealloc, data_file)
     return bytes(disk.data)
 
 
 @asynccontextmanager
 async def opened(
-    disk: ProtocolDriver, backing: Node | None = None, *, read_only: bool = False, **options: object
+    disk: ProtocolDriver,
+    backing: Node | None = None,
+    *,
+    data: ProtocolDriver | None = None,
+    read_only: bool = False,
+    **options: object,
 ) -> AsyncGenerator[Node]:
-    """Open the image on ``disk``."""
+    """Open the image on ``disk``, with ``data`` as its external data file."""
     children = {"file": node_over(disk, node_name="file")}
+    if data is not None:
+        children["data-file"] = node_over(data, node_name="data")
     if backing is not None:
         children["backing"] = backing
     opener = FakeOpener(children, read_only=read_only)

@@ -1,115 +1,201 @@
 """Crashes at any moment: the image opens, what was flushed is there, and nothing worse than leaks is found.
 
-Each case is a workload whose journal gives POINTS crashed images; `--crash-points=N` looks at N of each case.
+Each case is a kind of image and workloads on it, whose journals give crashed images: POINTS in all, or as many as
+`--crash-points` says. Each is checked by code that shares nothing with the driver, opened, read, written to,
+closed and checked again; some are shown to qemu-img as well.
 """
 
 from __future__ import annotations
 
 import random
+import subprocess
+from contextlib import AbstractAsyncContextManager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import attrs
 import pytest
 import trio
 
 from qsd_trio.block.abc import SECTOR
+from qsd_trio.block.drivers.qcow2 import metadata
 from qsd_trio.block.io import Node
 from qsd_trio.testing.guest import Guest, stamp
 from qsd_trio.testing.memory import memory_node
-from qsd_trio.testing.recorder import Journal, RecordingDisk
-from tests.block.drivers.qcow2.kit import check, make, opened, read, write
+from qsd_trio.testing.recorder import Crash, Journal, RecordingDisk
+from tests.block.drivers.qcow2.checker import Report
+from tests.block.drivers.qcow2.kit import check, opened, qemu_img, read, write
 from tests.block.drivers.qcow2.workload import Workload
+from tests.peers import requires
+
+pytestmark = requires("qemu-img")
 
 BELOW = 1 << 40  # the stamp of the backing file
+STEPS = 60  # requests of a workload
+LEAKS = 3  # exit code of `qemu-img check`
 
 
 @attrs.frozen
 class Case:
-    """A kind of image, and what is done to it."""
+    """A kind of image, as qemu-img makes it, and what is done to it."""
 
     id: str
-    sectors: int
-    bits: int
-    version: int = 3
-    order: int = 4
-    backed: bool = False
+    options: str
+    sectors: int = 96
     kinds: str = "wwwwwzZdf"
     tasks: int = 3
+    backed: bool = False
+    #: Clusters of rubbish in the free space, as on a device that was in use before.
+    rubbish: int = 0
+
+    @property
+    def cluster(self) -> int:
+        """Bytes of a cluster."""
+        for option in self.options.split(","):
+            name, _, value = option.partition("=")
+            if name == "cluster_size":
+                return int(value.removesuffix("k")) * (1024 if value.endswith("k") else 1)
+        return 65536
 
 
 CASES = [
-    Case("v3", 96, 12),
-    Case("v2", 96, 12, version=2),
-    Case("512-byte clusters", 400, 9, order=6),
-    Case("512-byte clusters, v2", 400, 9, version=2),
-    Case("64 KiB clusters", 512, 16),
-    Case("1-bit refcounts", 96, 12, order=0),
-    Case("backing file", 96, 12, backed=True),
-    Case("backing file, v2", 96, 12, version=2, backed=True, kinds="wwwwwzZf"),
-    Case("resize", 200, 9, kinds="wwwwwzZdfs", tasks=1),
-    Case("resize, backing file", 200, 9, kinds="wwwwwzZdfs", tasks=1, backed=True),
+    Case("v3", "cluster_size=4k"),
+    Case("v2", "cluster_size=4k,compat=0.10"),
+    Case("512-byte clusters", "cluster_size=512,refcount_bits=64", 400),
+    Case("512-byte clusters, v2", "cluster_size=512,compat=0.10", 400),
+    Case("64 KiB clusters", "", 512),
+    Case("1-bit refcounts", "cluster_size=4k,refcount_bits=1"),
+    Case("8-bit refcounts", "cluster_size=1k,refcount_bits=8", 200),
+    Case("used device", "cluster_size=512,refcount_bits=64", 400, rubbish=1500),
+    Case("backing file", "cluster_size=4k", backed=True),
+    Case("backing file, v2", "cluster_size=4k,compat=0.10", backed=True, kinds="wwwwwzZf"),
+    Case("resize", "cluster_size=512", 200, "wwwwwzZdfs", tasks=1),
+    Case("resize, backing file", "cluster_size=512", 200, "wwwwwzZdfs", tasks=1, backed=True),
+    Case("lazy refcounts", "cluster_size=4k,lazy_refcounts=on"),
+    Case("lazy refcounts, 512-byte clusters", "cluster_size=512,lazy_refcounts=on", 400),
+    Case(
+        "lazy refcounts, resize", "cluster_size=512,lazy_refcounts=on", 200, "wwwwwzZdfs", tasks=1
+    ),
+    Case("subclusters", "cluster_size=16k,extended_l2=on", 512),
+    Case("subclusters, backing file", "cluster_size=16k,extended_l2=on", 512, backed=True),
+    Case("data file", "cluster_size=4k,data_file=DATA"),
+    Case("data file, backing file", "cluster_size=4k,data_file=DATA", backed=True),
+    Case("raw data file", "cluster_size=4k,data_file=DATA,data_file_raw=on"),
+    Case("data file, subclusters", "cluster_size=16k,extended_l2=on,data_file=DATA", 512),
+    Case("data file, resize", "cluster_size=512,data_file=DATA", 200, "wwwwwzZdfs", tasks=1),
+    Case("compressed", "cluster_size=4k", kinds="wwcccczZdf"),
+    Case("compressed, backing file", "cluster_size=4k", kinds="wwcccczZdf", backed=True),
+    Case("compressed, zstd", "cluster_size=4k,compression_type=zstd", kinds="wwcccczZdf"),
+    Case("compressed, subclusters", "cluster_size=16k,extended_l2=on", 512, "wwcccczZdf"),
 ]
 POINTS = 150
 
 
 def test_there_are_thousands_of_crash_points() -> None:
-    assert len(CASES) * POINTS >= 1000
+    assert len(CASES) * POINTS >= 3000
+
+
+@cache
+def new_image(options: str, size: int) -> tuple[bytes, bytes]:
+    """Have qemu-img make an image; return it and its data file."""
+    with TemporaryDirectory() as name:
+        image, data = Path(name, "image"), Path(name, "data")
+        options = options.replace("DATA", str(data))
+        qemu_img("create", "-qf", "qcow2", *(["-o", options] if options else []), image, size)
+        return image.read_bytes(), data.read_bytes() if data.exists() else b""
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
-async def test_crashes(case: Case, request: pytest.FixtureRequest) -> None:
-    wanted = request.config.getoption("--crash-points")
-    points = 0
-    seed = 0
+async def test_crashes(
+    case: Case,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metadata, "LAZY_AHEAD", 64 << 10)  # disks in memory are not sparse
+    wanted = request.config.getoption("--crash-points") or POINTS
+    points = seed = 0
     while points < wanted:
-        count = min(wanted - points, POINTS // 3)
-        points += await crash_a_workload(case, seed, count)
+        crashed = await Crashed.after_workload(case, seed)
         seed += 1
-    assert points >= wanted
+        for crash in crashed.journal.crashes(crashed.rng, min(wanted - points, POINTS // 3)):
+            points += 1
+            await crashed.look(crash)
+            if crashed.rng.random() < 0.01:
+                crashed.show_qemu(crash, tmp_path)
+    assert points == wanted
 
 
-async def crash_a_workload(case: Case, seed: int, count: int) -> int:
-    """Make random requests, then look at ``count`` crashes; return how many they were."""
-    rng = random.Random(f"{case.id} {seed}")
-    journal = Journal()
-    below = [BELOW] * (case.sectors // 2) if case.backed else []
-    disk = RecordingDisk(
-        await make(
-            case.sectors * SECTOR,
-            cluster_bits=case.bits,
-            version=case.version,
-            refcount_order=case.order,
-        ),
-        rng,
-        journal,
-    )
-    guest = Guest(journal, case.sectors, below)
-    work = Workload(rng, guest, 1 << case.bits, case.kinds)
-    async with opened(disk, backing_of(case), l2_cache_size=1024) as node:
-        async with trio.open_nursery() as nursery:
-            for _ in range(case.tasks):
-                nursery.start_soon(work.run, node, 60 // case.tasks)
-    seen = 0
-    for crash in journal.crashes(rng, count):
-        seen += 1
-        await look(case, crash.images[0], guest, crash.position)
-    return seen
+@attrs.define
+class Crashed:
+    """A case's image after a workload, and what may be found in it."""
 
+    case: Case
+    rng: random.Random
+    journal: Journal
+    guest: Guest
+    below: bytes
 
-def backing_of(case: Case) -> Node | None:
-    return memory_node(stamp(BELOW) * (case.sectors // 2)) if case.backed else None
+    @classmethod
+    async def after_workload(cls, case: Case, seed: int) -> Crashed:
+        """Make random requests on a new image."""
+        rng = random.Random(f"{case.id} {seed}")
+        journal = Journal()
+        below = stamp(BELOW) * (case.sectors // 2) if case.backed else b""
+        guest = Guest(journal, case.sectors, [BELOW] * (len(below) // SECTOR))
+        self = cls(case, rng, journal, guest, below)
+        image, data = new_image(case.options, case.sectors * SECTOR)
+        image += bytes(-len(image) % case.cluster)
+        image += rng.randbytes(case.rubbish * case.cluster)
+        disk = RecordingDisk(image, rng, journal)
+        work = Workload(rng, guest, case.cluster, case.kinds)
+        async with self.opened(disk, RecordingDisk(data, rng, journal)) as node:
+            async with trio.open_nursery() as nursery:
+                for _ in range(case.tasks):
+                    nursery.start_soon(work.run, node, STEPS // case.tasks)
+        return self
 
+    def opened(self, disk: RecordingDisk, data: RecordingDisk) -> AbstractAsyncContextManager[Node]:
+        """Open the image on disks, with room for two L2 tables: they come and go."""
+        backing = memory_node(self.below) if self.below else None
+        data_file = data if "data_file" in self.case.options else None
+        return opened(disk, backing, data=data_file, l2_cache_size=1024)
 
-async def look(case: Case, image: bytes, guest: Guest, position: int) -> None:
-    """Open what a crash left, read it, write to it; check it before and after."""
-    backing = stamp(BELOW) * (case.sectors // 2) if case.backed else b""
-    found = check(image, backing)
-    assert found.errors == []
-    disk = RecordingDisk(image)
-    async with opened(disk, backing_of(case)) as node:
-        content = await read(node, 0, node.getlength())
-        assert content == found.content
-        guest.check_crash(position, content)
-        await write(node, 0, stamp(1) * 2)
-    after = check(bytes(disk.data), backing)
-    assert after.errors == []
-    assert after.content == stamp(1) * 2 + content[1024:]
+    def check(self, image: bytes, data: bytes) -> Report:
+        """Check an image, which may have leaks only."""
+        report = check(image, self.below, data)
+        assert report.errors == []
+        return report
+
+    async def look(self, crash: Crash) -> None:
+        """Open what a crash left, read it, write to it; check it before and after."""
+        found = self.check(*crash.images)
+        disk, data = (RecordingDisk(image) for image in crash.images)
+        async with self.opened(disk, data) as node:
+            content = await read(node, 0, node.getlength())
+            assert content == found.content
+            self.guest.check_crash(crash.position, content)
+            await write(node, 0, stamp(1) * 2)
+        after = self.check(bytes(disk.data), bytes(data.data))
+        assert not after.dirty
+        assert not found.dirty or after.leaks == [], "a repair leaves no leaks"
+        assert after.content == stamp(1) * 2 + content[1024:]
+
+    def show_qemu(self, crash: Crash, directory: Path) -> None:
+        """Let qemu-img check, or repair what says that it needs it, and read what a crash left."""
+        image, data, below, raw = (directory / name for name in ("image", "data", "below", "raw"))
+        image.write_bytes(crash.images[0])
+        data.write_bytes(crash.images[1])
+        below.write_bytes(self.below)
+        options = f"driver=qcow2,file.driver=file,file.filename={image}"
+        if "data_file" in self.case.options:
+            options += f",data-file.driver=file,data-file.filename={data}"
+        if self.below:
+            options += f",backing.driver=raw,backing.file.driver=file,backing.file.filename={below}"
+        report = self.check(*crash.images)
+        command = ["check", *(["-r", "all"] if report.dirty else []), "--image-opts", options]
+        result = subprocess.run(["qemu-img", *command], capture_output=True, text=True, check=False)
+        assert result.returncode in (0, LEAKS), result.stdout + result.stderr
+        qemu_img("convert", "-O", "raw", "--image-opts", options, raw)
+        assert raw.read_bytes() == report.content

@@ -1,0 +1,112 @@
+"""Extended L2 entries, external data files, slices of L2 tables: every kind of request against models."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+
+from qsd_trio.block.abc import SECTOR
+from qsd_trio.testing.guest import Guest, stamp, stamps
+from qsd_trio.testing.memory import memory_node, pattern
+from qsd_trio.testing.recorder import Journal
+from tests.block.drivers.qcow2.kit import (
+    Disk,
+    assert_sound,
+    check,
+    make,
+    opened,
+    qemu_img,
+    read,
+)
+from tests.block.drivers.qcow2.test_image import random_work
+from tests.block.drivers.qcow2.workload import Workload
+from tests.oracle import requires
+
+
+@requires("qemu-img")
+@pytest.mark.parametrize("bits", [14, 16, 21])
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("extended", [False, True])
+async def test_images_of_qemu_img(
+    tmp_path: Path, bits: int, extended: bool, external: bool
+) -> None:
+    path = tmp_path / "image"
+    size = min(3 << 20, 40 << bits) + 512
+    options = f"cluster_size={1 << bits},extended_l2={'on' if extended else 'off'}"
+    if external:
+        options += f",data_file={tmp_path}/data"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", options, path, size)
+    model = bytearray(size)
+    disk = Disk(path.read_bytes())
+    data = Disk((tmp_path / "data").read_bytes()) if external else None
+    rng = random.Random(bits)
+    async with opened(disk, data=data, l2_cache_entry_size=512) as node:
+        await random_work(node, rng, model, 150)
+    path.write_bytes(disk.data)
+    if data is not None:
+        (tmp_path / "data").write_bytes(data.data)
+    assert_sound(path, bytes(model))
+    report = check(bytes(disk.data), data_file=bytes(data.data) if data else None)
+    assert (report.errors, report.leaks) == ([], [])
+    assert report.content == model
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("there", [1 << 16, 150_016, 1 << 20])
+async def test_backing(extended: bool, external: bool, there: int) -> None:
+    size = 300_032
+    below = pattern(there)
+    model = bytearray(below[:size].ljust(size, b"\0"))
+    data = Disk(b"\xdd" * 200_000) if external else None
+    disk = Disk(await make(size, cluster_bits=14, extended=extended, data=data))
+    rng = random.Random(there)
+    async with opened(disk, memory_node(below), data=data) as node:
+        await random_work(node, rng, model, 150, backing=True)
+        assert await read(node, 0, size) == model
+    report = check(bytes(disk.data), below, bytes(data.data) if data else None)
+    assert (report.errors, report.leaks) == ([], [])
+    assert report.content == model
+
+
+@pytest.mark.parametrize("extended", [False, True])
+async def test_raw_data_files_are_kept_in_step(extended: bool) -> None:
+    size = 300_032
+    data = Disk(bytes(size))
+    disk = Disk(await make(size, cluster_bits=14, extended=extended, data=data, raw=True))
+    model = bytearray(size)
+    async with opened(disk, data=data) as node:
+        await random_work(node, random.Random(1), model, 200)
+    assert data.data[:size] == model
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("backed", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+async def test_overlapping_requests_in_random_order(
+    seed: int, extended: bool, external: bool, backed: bool
+) -> None:
+    bits = 14
+    sectors = 8 << (bits - 9)
+    rng = random.Random(seed)
+    journal = Journal()
+    data = Disk(b"", rng, journal) if external else None
+    image = await make(sectors * SECTOR, cluster_bits=bits, extended=extended, data=data)
+    disk = Disk(image, rng, journal)
+    below = stamp(1 << 40) * (sectors // 2) if backed else b""
+    work = Workload(rng, Guest(journal, sectors, stamps(below)), 1 << bits)
+    backing = memory_node(below) if backed else None
+    async with opened(disk, backing, data=data, l2_cache_entry_size=512) as node:
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(work.run, node, 15)
+            await work.check(node, 0, sectors)
+        final = stamps(await read(node, 0, sectors * SECTOR))
+    report = check(bytes(disk.data), below, bytes(data.data) if data else None)
+    assert (report.errors, report.leaks) == ([], [])
+    assert stamps(report.content) == final
