@@ -334,7 +334,10 @@ class Kitchen:
         opts = self.recipe.image_opts(self.name)
         found = json.loads(self.run("qemu-img", "info", "--output=json", "--image-opts", opts))
         del found["actual-size"]
-        encrypt = found["format-specific"]["data"].get("encrypt", {})
+        data = found["format-specific"]["data"]
+        if "data-file" in data:
+            data["data-file"] = Path(data["data-file"]).name
+        encrypt = data.get("encrypt", {})
         for name in ("uuid", "master-key-iters"):  # random; measured
             encrypt.pop(name, None)
         for slot in encrypt.get("slots", []):
