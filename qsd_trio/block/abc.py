@@ -200,6 +200,14 @@ class Child(Protocol):
 T = TypeVar("T")
 
 
+class Objects(Protocol):
+    """Where a driver finds user-creatable objects."""
+
+    def object(self, id_: str, type_: type[T]) -> T:
+        """Return the object ``id_`` of class ``type_``; QmpError if there is none."""
+        ...
+
+
 class Opener(Protocol):
     """What a driver may ask for while it opens. Children it took are closed if its opening fails."""
 
@@ -293,6 +301,8 @@ class BlockDriver(ABC):
     is_filter: ClassVar[bool] = False
     is_format: ClassVar[bool] = False
     supports_backing: ClassVar[bool] = False
+    #: Whether there is an ``amend``.
+    supports_amend: ClassVar[bool] = False
     #: Whether the format itself has compressed clusters, ``cluster-size`` bytes long when unpacked.
     can_compress: ClassVar[bool] = False
     #: Whether the node goes by the file name of its child, whatever that is.
@@ -441,6 +451,9 @@ class BlockDriver(ABC):
 
         return commit
 
+    async def abort_reopen(self) -> None:
+        """Go on as before a ``reopen`` that was prepared, but for another node's sake is not committed."""
+
     async def image_info(self) -> Mapping[str, Json]:
         """Return driver-specific members of ImageInfo, in QMP form (``format-specific``, ``cluster-size`` ...)."""
         return {}
@@ -448,6 +461,18 @@ class BlockDriver(ABC):
     def driver_stats(self) -> Mapping[str, Json] | None:
         """Return ``driver-specific`` of query-blockstats, or None."""
         return None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the image's data are encrypted."""
+        return False
+
+    def set_amending(self, amending: bool) -> None:
+        """Note whether ``amend`` may be called, for ``child_permissions``."""
+
+    async def amend(self, objects: Objects, options: Options, *, force: bool) -> None:
+        """Change the format's options (the generated BlockdevAmendOptionsX). Raises QmpError."""
+        raise QmpError("Driver does not support x-blockdev-amend")
 
     def backing_file(self) -> tuple[str, str | None] | None:
         """Return (name, format) of the backing file that the image's header records, or None."""

@@ -82,9 +82,9 @@ def check_conflicts(node_name: str, edges: Sequence[tuple[PermissionEdge, Perm, 
             conflict = b_needed & ~a_shared
             if a is b or not conflict:
                 continue
+            names = ", ".join(name.replace("-", " ") for name in perm_names(conflict))
             raise QmpError(
-                f"Permission conflict on node '{node_name}': permissions"
-                f" '{', '.join(perm_names(conflict))}' are both required by {b.parent_desc()}"
+                f"Permission conflict on node '{node_name}': permissions '{names}' are both required by {b.parent_desc()}"
                 f" (uses node '{node_name}' as '{b.name}' child) and unshared by {a.parent_desc()}"
                 f" (uses node '{node_name}' as '{a.name}' child)."
             )

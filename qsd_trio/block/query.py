@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qsd_trio.block.abc import ChildRole, ProtocolDriver
 from qsd_trio.block.names import beside, is_protocol_name, json_filename
 from qsd_trio.block.permissions import perm_names
+from qsd_trio.block.snapshots import snapshot_store
 
 if TYPE_CHECKING:
     from qsd_trio.block.graph import BlockGraph
@@ -121,7 +122,12 @@ async def image_info(node: Node, *, with_backing: bool) -> dict[str, Json]:
     size = allocated_size(node)
     if size is not None:
         info["actual-size"] = size
+    if node.driver.encrypted:
+        info["encrypted"] = True
     info.update(await node.driver.image_info())
+    snapshots = _snapshots(node)
+    if snapshots:
+        info["snapshots"] = snapshots
     recorded = node.driver.backing_file()
     if recorded is not None:
         name, format_ = recorded
@@ -135,6 +141,14 @@ async def image_info(node: Node, *, with_backing: bool) -> dict[str, Json]:
     return info
 
 
+def _snapshots(node: Node) -> list[Json]:
+    store = snapshot_store(node)
+    try:
+        return [snapshot.to_qmp() for snapshot in store.all()] if store is not None else []
+    except OSError:
+        return []  # an image that cannot have any
+
+
 async def device_info(node: Node, *, flat: bool) -> dict[str, Json]:
     """Return BlockDeviceInfo of a node."""
     flags = node.flags
@@ -144,7 +158,7 @@ async def device_info(node: Node, *, flat: bool) -> dict[str, Json]:
         "node-name": node.node_name,
         "ro": flags.read_only,
         "drv": node.driver_name,
-        "encrypted": False,
+        "encrypted": node.driver.encrypted,
         "detect_zeroes": flags.detect_zeroes,
         "cache": {
             "writeback": True,

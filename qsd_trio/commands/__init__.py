@@ -6,6 +6,7 @@ commands.index(
     {
         name: f"{__name__}.{module}"
         for module, names in {
+            "amend": ("x-blockdev-amend",),
             "block": (
                 "block-set-write-threshold",
                 "block_resize",
@@ -51,6 +52,10 @@ commands.index(
                 "block-dirty-bitmap-merge",
                 "block-dirty-bitmap-remove",
                 "x-debug-block-dirty-bitmap-sha256",
+            ),
+            "internal_snapshot": (
+                "blockdev-snapshot-delete-internal-sync",
+                "blockdev-snapshot-internal-sync",
             ),
             "job": (
                 "blockdev-create",

@@ -2,4 +2,9 @@
 
 from qsd_trio.registry import job_types
 
-job_types.index({"create": f"{__name__}.create"})
+job_types.index(
+    {
+        "amend": f"{__name__}.amend",
+        "create": f"{__name__}.create",
+    }
+)

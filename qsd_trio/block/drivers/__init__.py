@@ -9,6 +9,7 @@ block_drivers.index(
         "file": f"{__name__}.file",
         "host_cdrom": f"{__name__}.host_device",
         "host_device": f"{__name__}.host_device",
+        "luks": f"{__name__}.luks",
         "null-aio": f"{__name__}.null",
         "null-co": f"{__name__}.null",
         "preallocate": f"{__name__}.preallocate",
@@ -20,6 +21,7 @@ block_drivers.index(
 create_drivers.index(
     {
         "file": f"{__name__}.file",
+        "luks": f"{__name__}.luks",
         "qcow2": f"{__name__}.qcow2",
     }
 )

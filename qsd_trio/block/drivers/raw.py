@@ -93,8 +93,9 @@ class Raw(FormatDriver):
         return {name: value for name, value in given.items() if value is not None}
 
     async def image_info(self) -> Mapping[str, Json]:
-        """Show what the child knows of itself."""
-        return await self.file.node.driver.image_info()
+        """Show what of the child's is not about its format."""
+        info = await self.file.node.driver.image_info()
+        return {name: info[name] for name in ("cluster-size", "dirty-flag") if name in info}
 
     def driver_stats(self) -> Mapping[str, Json] | None:
         """Have none of its own."""

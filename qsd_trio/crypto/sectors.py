@@ -1,0 +1,183 @@
+"""Sectors encrypted and decrypted, each with an initialisation vector of its own number."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Final, final
+
+from qsd_trio.crypto.algorithms import CIPHERS, digest, essiv_cipher, library_cipher
+from qsd_trio.errors import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm, CipherContext
+    from cryptography.hazmat.primitives.ciphers.modes import CBC, CTR, ECB, XTS
+
+    from qsd_trio.crypto.algorithms import CipherSpec
+
+    Buffer: TypeAlias = bytes | bytearray | memoryview
+    Mode: TypeAlias = CBC | CTR | ECB | XTS
+    #: Makes the vectors of ``count`` sectors from sector ``first`` on.
+    IvGenerator: TypeAlias = Callable[[int, int], list[bytes]]
+
+#: Bytes that are encrypted with one initialisation vector. A volume is whole sectors.
+SECTOR: Final = 512
+
+
+@final
+class SectorCipher:
+    """A cipher with its key, for the sectors of one volume. Any thread may use it, several at once."""
+
+    def __init__(self, spec: CipherSpec, key: bytes) -> None:
+        """Take a key of ``spec.key_length`` bytes; QmpError if the library refuses it."""
+        self.spec = spec
+        self._cipher = library_cipher(spec.algorithm, key)
+        self._ivs = iv_generator(spec, key)
+        self._new_vector = _can_take_new_vectors(spec.mode, spec.algorithm)
+        try:
+            self._context(bytes(spec.iv_length), decrypt=False)
+        except ValueError as exc:
+            # XTS: the same key twice, which makes it useless.
+            raise QmpError(f"Unable to set cipher key: {exc}") from exc
+
+    def encrypt(self, data: Buffer, sector: int) -> bytes:
+        """Return ``data``, whole sectors from ``sector`` on, encrypted."""
+        return self._run(data, sector, decrypt=False)
+
+    def decrypt(self, data: Buffer, sector: int) -> bytes:
+        """Return ``data``, whole sectors from ``sector`` on, decrypted."""
+        return self._run(data, sector, decrypt=True)
+
+    def _run(self, data: Buffer, sector: int, *, decrypt: bool) -> bytes:
+        count, rest = divmod(len(data), SECTOR)
+        if rest:
+            raise ValueError("not a whole number of sectors")
+        if not count:
+            return b""
+        if self.spec.mode == "ecb":
+            return self._context(b"", decrypt=decrypt).update(data)
+        ivs = self._ivs(sector, count)
+        pieces = []
+        view = memoryview(data)
+        at = 0
+        if self._new_vector:
+            context = self._context(ivs[0], decrypt=decrypt)
+            update, reset = context.update, context.reset_nonce
+            for iv in ivs:
+                reset(iv)
+                pieces.append(update(view[at : at + SECTOR]))
+                at += SECTOR
+        else:
+            for iv in ivs:
+                context = self._context(iv, decrypt=decrypt)
+                pieces.append(context.update(view[at : at + SECTOR]))
+                at += SECTOR
+        return b"".join(pieces)
+
+    def _context(self, iv: bytes, *, decrypt: bool) -> CipherContext:
+        return _context(
+            self._cipher, self.spec.mode, iv, decrypt=decrypt, renewable=self._new_vector
+        )
+
+
+def _context(
+    cipher: BlockCipherAlgorithm, mode_name: str, iv: bytes, *, decrypt: bool, renewable: bool
+) -> CipherContext:
+    from cryptography.hazmat.primitives.ciphers import Cipher
+
+    mode = _mode(mode_name, iv)
+    wrapped = Cipher(cipher, mode)
+    context = wrapped.decryptor() if decrypt else wrapped.encryptor()
+    if renewable:
+        mode.__class__ = _renewable_mode(mode_name)
+    return context
+
+
+def _mode(name: str, iv: bytes) -> Mode:
+    from cryptography.hazmat.primitives.ciphers import modes
+
+    match name:
+        case "xts":
+            return modes.XTS(iv)
+        case "cbc":
+            return modes.CBC(iv)
+        case "ctr":
+            return modes.CTR(iv)
+    return modes.ECB()
+
+
+@functools.cache
+def _renewable_mode(name: str) -> type[Mode]:
+    """Return a mode's class, as one whose contexts take a new vector.
+
+    A context takes one where its mode is a ModeWithNonce, and so it is there for CTR. The cipher
+    library underneath takes one in each mode. Without this each sector costs a context, that is, the key's
+    schedule: five times the time. ``_can_take_new_vectors`` makes sure that it works.
+    """
+    from cryptography.hazmat.primitives.ciphers import modes
+
+    class RenewableXTS(modes.XTS, modes.ModeWithNonce):
+        nonce = modes.XTS.tweak
+
+    class RenewableCBC(modes.CBC, modes.ModeWithNonce):
+        nonce = modes.CBC.initialization_vector
+
+    classes: dict[str, type[Mode]] = {"xts": RenewableXTS, "cbc": RenewableCBC, "ctr": modes.CTR}
+    return classes[name]
+
+
+@functools.cache
+def _can_take_new_vectors(mode: str, algorithm: str) -> bool:
+    """Try whether contexts take new vectors and then do what new contexts do."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    info = CIPHERS[algorithm]
+    if mode == "ecb":
+        return False
+    key = os.urandom(info.key_length * (2 if mode == "xts" else 1))
+    cipher = library_cipher(algorithm, key)
+    ivs = [os.urandom(info.block_length) for _ in range(3)]
+    data = os.urandom(SECTOR)
+    for decrypt in (False, True):
+        try:
+            one = _context(cipher, mode, ivs[0], decrypt=decrypt, renewable=True)
+            for iv in ivs:
+                one.reset_nonce(iv)
+                other = _context(cipher, mode, iv, decrypt=decrypt, renewable=False)
+                if one.update(data) != other.update(data):
+                    return False
+        except (AttributeError, TypeError, UnsupportedAlgorithm):
+            return False
+    return True
+
+
+def iv_generator(spec: CipherSpec, key: bytes) -> IvGenerator:
+    """Return what makes the initialisation vectors of sectors."""
+    length = spec.iv_length
+
+    def plain(first: int, count: int) -> list[bytes]:
+        return [
+            (number & 0xFFFFFFFF).to_bytes(length, "little")
+            for number in range(first, first + count)
+        ]
+
+    def plain64(first: int, count: int) -> list[bytes]:
+        return [number.to_bytes(length, "little") for number in range(first, first + count)]
+
+    if spec.ivgen == "plain":
+        return plain
+    if spec.ivgen == "plain64":
+        return plain64
+    assert spec.ivgen_hash is not None
+    salt = digest(spec.ivgen_hash, key)
+    cipher = library_cipher(essiv_cipher(spec.algorithm, spec.ivgen_hash), salt)
+
+    def essiv(first: int, count: int) -> list[bytes]:
+        numbers = b"".join(plain64(first, count))
+        vectors = _context(cipher, "ecb", b"", decrypt=False, renewable=False).update(numbers)
+        return [vectors[at : at + length] for at in range(0, len(vectors), length)]
+
+    return essiv
