@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, final
 import attrs
 import trio
 
+from qsd_trio.block.drivers.qcow2 import bitmaps
 from qsd_trio.block.drivers.qcow2.compressed import parse_entry
 from qsd_trio.block.drivers.qcow2.header import EXT_CRYPTO
 from qsd_trio.block.drivers.qcow2.layout import (
@@ -140,7 +141,15 @@ async def references_of(metadata: Metadata) -> References:
     for kind, data in metadata.header.extensions:
         if kind == EXT_CRYPTO and len(data) >= _REGION.size:
             regions.append(_REGION.unpack_from(data))
-    return References(regions=tuple(regions))
+    regions.append((metadata.header.snapshots_offset, metadata.snapshots_size))
+    regions += [region async for region in bitmaps.regions(metadata)]
+    length = metadata.file.getlength()
+    l1_tables = []
+    for entry in metadata.snapshots:
+        offset = entry.l1_table_offset
+        # What lies past the end of the file is zero: no need to read it.
+        l1_tables.append((offset, min(entry.l1_size, max(length - offset, 0) // 8)))
+    return References(l1_tables=tuple(l1_tables), regions=tuple(regions))
 
 
 async def take(metadata: Metadata) -> Census:

@@ -191,10 +191,11 @@ class FastPath:
         extents = self._data.map_write(host + (offset & self._mask), length)
         if extents is None or not _can_write_now(extents):
             return None
+        data_first = image.backing is not None or cluster < refcounts.fresh_from
         refcounts.take_nowait(cluster, 1)
         at = offset >> self._bits & self._slice_mask
         table[at] = host | COPIED
-        metadata.mark_l2(offset >> self._slice_shift, at, at)
+        metadata.mark_l2(offset >> self._slice_shift, at, at, data_first=data_first)
         return extents
 
     def _map_write_general(self, offset: int, length: int) -> Extents | None:
@@ -367,6 +368,13 @@ class _Allocation:
     def commit(self, table: array[int], number: int, start: int) -> None:
         """Change the slice ``number``, where the entries begin at ``start``."""
         metadata = self._image.metadata
+        # New, zeroed clusters where there was nothing: as good as what they replace, even unwritten.
+        data_first = (
+            self._image.external
+            or self._image.backing is not None
+            or self._count < len(self.changes)
+            or self._cluster < self._refcounts.fresh_from
+        )
         if self._count and not self._image.external:
             self._refcounts.take_nowait(self._cluster, self._count)
         bitmaps = metadata.subclusters[number] if self._bitmaps is not None else None
@@ -374,7 +382,8 @@ class _Allocation:
             table[start + at] = entry
             if bitmaps is not None:
                 bitmaps[start + at] = bitmap
-        metadata.mark_l2(number, start + self.changes[0][0], start + self.changes[-1][0])
+        low, high = start + self.changes[0][0], start + self.changes[-1][0]
+        metadata.mark_l2(number, low, high, data_first=data_first)
 
 
 def _can_write_now(extents: Extents) -> bool:

@@ -81,7 +81,6 @@ class Metadata:
     locations: Locations = attrs.field(init=False, factory=Locations)
     #: Limits of the caches: in slices, in clusters.
     l2_limit: int = attrs.field(init=False, default=512)
-    refblock_limit: int = attrs.field(init=False, default=4)
     cluster_bits: int = attrs.field(init=False)
     #: Whether L2 entries are extended by subcluster bitmaps.
     extended: bool = attrs.field(init=False)
@@ -107,7 +106,6 @@ class Metadata:
     #: With lazy refcounts: the file's length that is sure to survive a crash; 0: nothing is sure.
     _ahead: int = attrs.field(init=False, default=0)
     _writing_l2: dict[int, list[int]] = attrs.field(init=False, factory=dict)
-    _writing_blocks: dict[int, list[int]] = attrs.field(init=False, factory=dict)
     _loading: dict[int, trio.Event] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -340,10 +338,10 @@ class Metadata:
     async def make_room(self, slices: int = 1) -> None:
         """Keep the caches within their limits, writing back if too much in them is dirty."""
         limit = max(self.l2_limit - slices, 0)
-        if len(self.l2) > limit or len(self.refcounts.blocks) > self.refblock_limit:
+        if len(self.l2) > limit or len(self.refcounts.blocks) > self.refcounts.limit:
             self._evict(limit)
-            if len(self.l2) > limit or len(self.refcounts.blocks) > 2 * self.refblock_limit:
-                too_many = len(self.refcounts.blocks) > 2 * self.refblock_limit
+            if len(self.l2) > limit or len(self.refcounts.blocks) > 2 * self.refcounts.limit:
+                too_many = len(self.refcounts.blocks) > 2 * self.refcounts.limit
                 await self.write_back(accurate=too_many)
                 self._evict(limit)
 
@@ -352,20 +350,7 @@ class Metadata:
         surplus = len(self.l2) - limit
         if surplus > 0:
             self._drop_l2(surplus)
-        refcounts = self.refcounts
-        surplus = len(refcounts.blocks) - self.refblock_limit
-        if surplus > 0:
-            keep = refcounts.free_index >> refcounts.bits
-            clean = [
-                number
-                for number in refcounts.blocks
-                if number not in refcounts.dirty_blocks
-                and number not in self._writing_blocks
-                and number != keep
-            ]
-            for number in clean[:surplus]:
-                del refcounts.blocks[number]
-                self.locations.evicted(refcounts.table[number] & lay.REFTABLE_OFFSET_MASK, REFBLOCK)
+        self.refcounts.evict()
 
     def forget_l2(self) -> None:
         """Drop the cached L2 tables, all of them clean: the disk has changed under them."""
@@ -458,7 +443,10 @@ class Metadata:
         doomed = [
             cluster
             for cluster, _, discard in items
-            if discard and block.get(cluster & refcounts.mask) == 1
+            if discard
+            and block.get(cluster & refcounts.mask) == 1
+            # There the next compressed cluster may be written meanwhile.
+            and cluster != refcounts.tail >> self.cluster_bits
         ]
         for cluster in [*doomed, -1]:
             if cluster != end:
@@ -552,7 +540,7 @@ class Metadata:
         tables, self.dirty_l2 = self.dirty_l2, {}
         sectors, self.dirty_l1 = self.dirty_l1, set()
         frees = self._releasable()
-        self._writing_l2, self._writing_blocks = tables, blocks
+        self._writing_l2, refcounts.writing = tables, blocks
         try:
             block_writes = self._block_writes(blocks)
             entry_writes = [
@@ -569,7 +557,8 @@ class Metadata:
                 sector_writes.append((self.l1_offset + sector * L1_SECTOR * 8, data))
             if lazily and (table_writes or sector_writes):
                 await self.set_dirty_bit(True)
-                if refcounts.fresh_from << self.cluster_bits > self._ahead:
+                end = refcounts.fresh_from << self.cluster_bits
+                if not end <= self._ahead <= self.file.getlength():
                     await self._reach_ahead()
                     data_first = True
             await self._write(block_writes)
@@ -591,7 +580,7 @@ class Metadata:
                 await self._release(frees)
             if frees and not lazily:
                 freed, refcounts.dirty_blocks = refcounts.dirty_blocks, {}
-                blocks = self._writing_blocks = _merged(blocks, freed)
+                blocks = refcounts.writing = _merged(blocks, freed)
                 await self._write(self._block_writes(freed))
         except BaseException:
             refcounts.dirty_blocks = _merged(blocks, refcounts.dirty_blocks)
@@ -602,7 +591,7 @@ class Metadata:
             self._data_first |= data_first
             raise
         finally:
-            self._writing_l2, self._writing_blocks = {}, {}
+            self._writing_l2, refcounts.writing = {}, {}
         self._finished = run
 
     def _block_writes(self, blocks: dict[int, list[int]]) -> list[tuple[int, bytes]]:

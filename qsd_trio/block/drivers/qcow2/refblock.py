@@ -61,6 +61,10 @@ class RefBlock(ABC):
         Raises OverflowError, with nothing changed, if one would leave its width.
         """
 
+    @abstractmethod
+    def find_last_used(self) -> int:
+        """Return the index of the last counter that is not zero, or -1."""
+
     def zero_run(self, start: int, limit: int) -> int:
         """Return how many counters from ``start`` on are zero, at most ``limit``, within the block."""
         count = 0
@@ -124,6 +128,11 @@ class WideBlock(RefBlock):
     def count_zero(self) -> int:
         """Return how many counters are zero."""
         return self._values.count(0)
+
+    def find_last_used(self) -> int:
+        """Return the last index that is not zero, or -1."""
+        used = len(self._values.tobytes().rstrip(b"\0"))
+        return (used - 1) // self._values.itemsize
 
     def zero_run(self, start: int, limit: int) -> int:
         """Return how many counters from ``start`` on are zero."""
@@ -199,15 +208,13 @@ class PackedBlock(RefBlock):
 
     def add(self, indices: Sequence[int], delta: int) -> None:
         """Add to counters."""
-        done = 0
-        for index in indices:
+        for turn, index in enumerate(indices):
             value = self.get(index) + delta
             if not 0 <= value <= self._mask:
-                for changed in indices[:done]:
+                for changed in indices[:turn]:
                     self.put(changed, self.get(changed) - delta)
                 raise OverflowError
             self.put(index, value)
-            done += 1
 
     def find_zero(self, start: int) -> int:
         """Return the first index from ``start`` with a zero, or -1."""
@@ -222,6 +229,14 @@ class PackedBlock(RefBlock):
         index = match.start() << self._shift
         while self.get(index):
             index += 1
+        return index
+
+    def find_last_used(self) -> int:
+        """Return the last index that is not zero, or -1."""
+        used = len(self._data.rstrip(b"\0"))
+        index = (used << self._shift) - 1
+        while index >= 0 and not self.get(index):
+            index -= 1
         return index
 
     def to_bytes(self, first: int, last: int) -> tuple[int, bytes]:

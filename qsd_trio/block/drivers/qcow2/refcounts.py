@@ -25,7 +25,7 @@ from qsd_trio.block.drivers.qcow2.refblock import SWAP, parse_refblock
 from qsd_trio.errors import os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from qsd_trio.block.abc import Child
     from qsd_trio.block.drivers.qcow2.header import Header
@@ -58,11 +58,17 @@ class Refcounts:
     blocks: dict[int, RefBlock] = attrs.field(init=False, factory=dict)
     #: block index -> [first, last] counter that differs from the disk
     dirty_blocks: dict[int, list[int]] = attrs.field(init=False, factory=dict)
+    #: Blocks that are being written: the disk may still have their old state.
+    writing: dict[int, list[int]] = attrs.field(init=False, factory=dict)
+    #: How many blocks to keep in memory.
+    limit: int = attrs.field(init=False, default=4)
     dirty_table: set[int] = attrs.field(init=False, factory=set)
     #: No cluster below is free, as far as the counters in memory go.
     free_index: int = attrs.field(init=False, default=0)
     #: Clusters below are not to be handed out for now, free or not.
     floor: int = attrs.field(init=False, default=0)
+    #: Where the next compressed cluster goes: into the rest of a cluster that has some already. 0: nowhere.
+    tail: int = attrs.field(init=False, default=0)
     bits: int = attrs.field(init=False)  # log2 of counters per block
     mask: int = attrs.field(init=False)
     _grow_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
@@ -85,6 +91,18 @@ class Refcounts:
             return block
         if number >= len(self.table):
             return None
+        data = await self._read_block(number)
+        if data is None:
+            return None
+        offset = self.table[number] & REFTABLE_OFFSET_MASK
+        # Someone else may have read it, and changed it, meanwhile.
+        block = self.blocks.get(number)
+        if block is None:
+            block = self.blocks[number] = parse_refblock(data, self.order)
+            self.locations.note(offset, REFBLOCK)
+        return block
+
+    async def _read_block(self, number: int) -> bytearray | None:
         offset = self.table[number] & REFTABLE_OFFSET_MASK
         if not offset:
             return None
@@ -92,13 +110,36 @@ class Refcounts:
             raise CorruptImageError(
                 f"Refblock offset {offset:#x} unaligned (reftable index: {number:#x})", fatal=True
             )
-        data = await self.read(offset, self.cluster_size)
-        # Someone else may have read it, and changed it, meanwhile.
+        return await self.read(offset, self.cluster_size)
+
+    async def _peek(self, number: int) -> RefBlock | None:
+        """Return block ``number`` without keeping it, for walks over all blocks."""
         block = self.blocks.get(number)
         if block is None:
-            block = self.blocks[number] = parse_refblock(data, self.order)
-            self.locations.note(offset, REFBLOCK)
+            data = await self._read_block(number)
+            block = self.blocks.get(number)
+            if block is None and data is not None:
+                block = parse_refblock(data, self.order)
         return block
+
+    def evict(self, *needed: int) -> None:
+        """Drop the oldest clean blocks beyond the limit, but not those that are ``needed``."""
+        surplus = len(self.blocks) - self.limit
+        if surplus <= 0:
+            return
+        keep = {self.free_index >> self.bits, *needed}
+        clean = [
+            number
+            for number in self.blocks
+            if number not in self.dirty_blocks and number not in self.writing and number not in keep
+        ]
+        for number in clean[:surplus]:
+            self.drop_block(number)
+
+    def drop_block(self, number: int) -> None:
+        """Drop a clean block from memory."""
+        del self.blocks[number]
+        self.locations.evicted(self.table[number] & REFTABLE_OFFSET_MASK, REFBLOCK)
 
     async def get(self, cluster: int) -> int:
         """Return the refcount of a host cluster."""
@@ -157,6 +198,16 @@ class Refcounts:
             index = (index | self.mask) + 1
             self.free_index = index
 
+    def share_nowait(self, cluster: int) -> bool:
+        """Add a reference to a cluster in use; False if its counter is not in memory, or at its limit."""
+        block = self.blocks.get(cluster >> self.bits)
+        at = cluster & self.mask
+        if block is None or block.get(at) >= (1 << (1 << self.order)) - 1:
+            return False
+        block.put(at, block.get(at) + 1)
+        self.mark(cluster >> self.bits, at, at)
+        return True
+
     def take_nowait(self, cluster: int, count: int) -> None:
         """Set the refcount of free clusters, all of one cached block, to 1."""
         if count > 1 or cluster << self.cluster_bits in self.locations:
@@ -179,6 +230,7 @@ class Refcounts:
             await self._provide(self.free_index >> self.bits)
 
     async def _provide(self, number: int) -> None:
+        self.evict(number)
         if number >= len(self.table):
             self._check_end(number + 1)
             await self._grow_table(number + 1)
@@ -251,6 +303,7 @@ class Refcounts:
                 at = block.find_zero(index & self.mask)
                 index = (index | self.mask) + 1 if at < 0 else (index & ~self.mask) + at
                 start = index
+                self.evict(start >> self.bits)
 
     def _run_is_free(self, start: int, count: int) -> bool:
         index, end = start, start + count
@@ -281,20 +334,61 @@ class Refcounts:
         self.mark(number, at, at)
         if value > 1:
             return False
+        if cluster == self.tail >> self.cluster_bits:
+            self.tail = 0
         if cluster >= self.floor:
             self.free_index = min(self.free_index, cluster)
         return True
+
+    async def add(self, number: int, indices: Sequence[int], delta: int) -> list[int]:
+        """Add to counters of block ``number``; return the clusters that are free now, in order.
+
+        Raises OSError (EINVAL), with nothing changed, if a counter cannot take it, or should count
+        another reference to what is free.
+        """
+        block = await self.block(number)
+        if block is None or (delta > 0 and not all(map(block.get, indices))):
+            raise os_error(errno.EINVAL)
+        try:
+            block.add(indices, delta)
+        except OverflowError:
+            raise os_error(errno.EINVAL) from None
+        self.mark(number, min(indices), max(indices))
+        if delta > 0:
+            return []
+        base = number << self.bits
+        freed = sorted({base + index for index in indices if not block.get(index)})
+        if freed:
+            if self.tail >> self.cluster_bits in freed:
+                self.tail = 0
+            self.free_index = min(self.free_index, max(freed[0], self.floor))
+        return freed
 
     async def count_used(self, limit: int) -> int:
         """Count the clusters in use, up to about ``limit``."""
         used = 0
         for number in range(len(self.table)):
-            block = await self.block(number)
+            if self._is_missing(number):
+                continue
+            block = await self._peek(number)
+            await trio.lowlevel.checkpoint()
             if block is not None:
                 used += self.mask + 1 - block.count_zero()
             if used >= limit:
                 break
         return used
+
+    async def end_of_used(self) -> int:
+        """Return the number of the cluster after the last one in use."""
+        for number in range(len(self.table) - 1, -1, -1):
+            if self._is_missing(number):
+                continue
+            block = await self._peek(number)
+            await trio.lowlevel.checkpoint()
+            last = -1 if block is None else block.find_last_used()
+            if last >= 0:
+                return (number << self.bits) + last + 1
+        return 1
 
     def replace_table(self, offset: int, table: array[int], clusters: int) -> None:
         """Take a refcount table that is on disk already, with other blocks, for ``clusters`` clusters."""
@@ -306,7 +400,7 @@ class Refcounts:
         self.table, self.table_offset = table, offset
         for at in self._clusters(offset, len(table) * 8 >> self.cluster_bits):
             self.locations.note(at, REFTABLE)
-        self.free_index = 0
+        self.free_index = self.tail = 0
         self.fresh_from = max(self.fresh_from, clusters)
 
     # -- growth of the table -------------------------------------------------------------------------

@@ -37,6 +37,9 @@ async def truncate(
     """
     if size % 512:
         raise QmpError("The new size must be a multiple of 512")
+    if image.metadata.snapshots and image.version < 3:
+        # They do not record their size.
+        raise QmpError("Can't resize a v2 image which has snapshots")
     old = image.size
     if size < old:
         if prealloc != "off":
@@ -230,7 +233,7 @@ async def _shrink(image: Image, size: int) -> None:
                 metadata.locations.drop(offset, ACTIVE_L2)
                 metadata.free(offset, image.cluster_size, FREED_OTHERWISE)
         await metadata.write_back()
-        end = await _end_of_used(image)
+        end = await metadata.refcounts.end_of_used() << image.cluster_bits
         if end < image.file.getlength():
             await image.file.truncate(end)
             metadata.refcounts.fresh_from = end >> image.cluster_bits
@@ -248,16 +251,3 @@ async def _zero_tail(image: Image, start: int, end: int) -> None:
         if kind is Kind.DATA or kind is Kind.COMPRESSED:
             await write_zero_bytes(image, start, start + length)
         start += length
-
-
-async def _end_of_used(image: Image) -> int:
-    """Return the offset after the last host cluster in use."""
-    refcounts = image.metadata.refcounts
-    for number in range(len(refcounts.table) - 1, -1, -1):
-        block = await refcounts.block(number)
-        if block is None:
-            continue
-        for at in range(refcounts.mask, -1, -1):
-            if block.get(at):
-                return ((number << refcounts.bits) + at + 1) << image.cluster_bits
-    return image.cluster_size

@@ -30,13 +30,16 @@ FREED_OTHERWISE: Final = 2
 _ZEROES: Final = memoryview(bytes(2 << 20))  # the largest cluster
 
 
-async def pwritev(image: Image, offset: int, iov: Iov) -> None:
-    """Write ``iov``. Cancelled: some clusters are written, the others are not; metadata are consistent."""
+async def pwritev(image: Image, offset: int, iov: Iov, *, fill: bool = False) -> None:
+    """Write ``iov``. Cancelled: some clusters are written, the others are not; metadata are consistent.
+
+    ``fill``: only where the image has nothing yet, not even a note that there are zeroes.
+    """
     length = iov_size(iov)
     done = 0
     while done < length:
         part = iov if not done else iov_slice(iov, done, length - done)
-        done += await _write_some(image, offset + done, part, length - done)
+        done += await _write_some(image, offset + done, part, length - done, fill=fill)
     await settle(image)
 
 
@@ -65,13 +68,19 @@ async def slice_to_change(image: Image, start: int, end: int) -> array[int]:
             return table
 
 
-async def _write_some(image: Image, offset: int, iov: Sequence[memoryview], length: int) -> int:
-    """Write the first bytes of ``iov``; return how many."""
+async def _write_some(
+    image: Image, offset: int, iov: Sequence[memoryview], length: int, *, fill: bool
+) -> int:
+    """Write the first bytes of ``iov``, or pass over them; return how many."""
     metadata, bits = image.metadata, image.cluster_bits
     end = min(offset + length, ((offset >> image.slice_shift) + 1) << image.slice_shift)
     while True:
         table = await slice_to_change(image, offset, end)
         kind, host, run = image.classify(table, offset, end)
+        if fill:
+            if kind is not Kind.UNALLOCATED and kind is not Kind.PREALLOCATED:
+                return run
+            end = offset + run
         if kind is Kind.DATA:
             run = _copied_run(image, table, offset, run)
             if run:
@@ -194,16 +203,22 @@ async def _write_new(
             metadata.free(host, (last - first + 1) << bits, FREED_OTHERWISE)
         raise
     else:
-        _refer(image, start, stop, host, replace=taken)
+        # A new, zeroed cluster where there was nothing is as good as what it replaces, even unwritten.
+        new = taken and fresh and not before and not after
+        data_first = not new or image.backing is not None or image.external
+        _refer(image, start, stop, host, replace=taken, data_first=data_first)
     finally:
         image.in_flight.remove(job)
         job.done.set()
 
 
-def _refer(image: Image, start: int, stop: int, host: int, *, replace: bool) -> None:
+def _refer(
+    image: Image, start: int, stop: int, host: int, *, replace: bool, data_first: bool = True
+) -> None:
     """Let the L2 entries of a range, which lies in a cached slice, say that its data are at ``host``.
 
-    ``replace``: what they referred to before is another place, and free then.
+    ``replace``: what they referred to before is another place, and free then. ``data_first``: see
+    ``Metadata.mark_l2``.
     """
     metadata, bits = image.metadata, image.cluster_bits
     number = start >> image.slice_shift
@@ -221,7 +236,8 @@ def _refer(image: Image, start: int, stop: int, host: int, *, replace: bool) -> 
             bitmaps[at] = sub.with_allocated(bitmaps[at], written)
         if replace:
             free_entry(image, old, FREED_OTHERWISE)
-    metadata.mark_l2(number, first & image.slice_mask, last & image.slice_mask)
+    low, high = first & image.slice_mask, last & image.slice_mask
+    metadata.mark_l2(number, low, high, data_first=data_first)
 
 
 async def _borders(image: Image, offset: int, end: int) -> tuple[int, int]:
