@@ -12,7 +12,7 @@ from qsd_trio.block.bits import BitArray
 from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from qsd_trio.untyped import Json
 
@@ -50,18 +50,21 @@ class DirtyBitmap:
         busy: An export or a job is using it: commands must leave it alone.
     """
 
-    def __init__(self, name: str, granularity: int, size: int) -> None:
+    def __init__(
+        self, name: str, granularity: int, size: int, *, inconsistent: bool = False
+    ) -> None:
         self.name = name
         self.granularity = granularity
         self.size = size
         self.persistent = False
         self.busy = False
         self.changed: Callable[[], None] = _nothing
-        self._enabled = True
-        self._readonly = False
-        self._inconsistent = False
+        self.inconsistent = inconsistent
+        self._enabled = not inconsistent
+        #: Set by ``DirtyBitmaps.set_readonly`` once the bitmap is in a table.
+        self.readonly = False
         self._shift = granularity.bit_length() - 1
-        self._bits = BitArray(_bits_for(size, granularity))
+        self._bits = BitArray(0 if inconsistent else bits_for(size, granularity))
 
     def __repr__(self) -> str:
         return f"<DirtyBitmap {self.name}>"
@@ -78,28 +81,6 @@ class DirtyBitmap:
         self._enabled = value
         self.changed()
 
-    @property
-    def readonly(self) -> bool:
-        """Whether the bits must stay as they are."""
-        return self._readonly
-
-    @readonly.setter
-    def readonly(self, value: bool) -> None:
-        self._readonly = value
-        self.changed()
-
-    @property
-    def inconsistent(self) -> bool:
-        """Whether the bits are lost."""
-        return self._inconsistent
-
-    def set_inconsistent(self) -> None:
-        """Give the bits up."""
-        self._inconsistent = True
-        self._enabled = False
-        self._bits = BitArray(0)
-        self.changed()
-
     def check_free(self) -> None:
         """Raise QmpError while somebody uses the bitmap."""
         if self.busy:
@@ -110,13 +91,13 @@ class DirtyBitmap:
     def check_removable(self) -> None:
         """Raise QmpError if the bitmap must stay."""
         self.check_free()
-        if self._readonly:
+        if self.readonly:
             raise QmpError(f"Bitmap '{self.name}' is readonly and cannot be modified")
 
     def check_usable(self) -> None:
         """Raise QmpError if the bits cannot be read."""
         self.check_free()
-        if self._inconsistent:
+        if self.inconsistent:
             error = QmpError(f"Bitmap '{self.name}' is inconsistent and cannot be used")
             error.add_note("Try block-dirty-bitmap-remove to delete this bitmap from disk")
             raise error
@@ -181,15 +162,15 @@ class DirtyBitmap:
     def resize(self, size: int) -> None:
         """Follow the node's length: what is added is clean."""
         self.size = size
-        if not self._inconsistent:
-            self._bits.resize(_bits_for(size, self.granularity))
+        if not self.inconsistent:
+            self._bits.resize(bits_for(size, self.granularity))
 
     def sha256(self) -> str:
         """Return the checksum of the bits, filled up to words of 64 bits."""
         from hashlib import sha256  # a start-up need not pay for it
 
         digest = sha256(self._bits.data)
-        length = max(-(-_bits_for(self.size, self.granularity, limit=False) // 64), 1) * 8
+        length = max(-(-self.size // self.granularity // 64), 1) * 8
         for at in range(len(self._bits.data), length, len(_ZEROES)):
             digest.update(_ZEROES[: length - at])
         return digest.hexdigest()
@@ -215,14 +196,15 @@ class DirtyBitmap:
             "granularity": self.granularity,
             "count": self.count(),
         }
-        if self._inconsistent:
+        if self.inconsistent:
             info["inconsistent"] = True
         return info
 
 
-def _bits_for(size: int, granularity: int, *, limit: bool = True) -> int:
+def bits_for(size: int, granularity: int) -> int:
+    """Return how many bits a bitmap of a node of ``size`` bytes has; QmpError if they are too many."""
     bits = -(-size // granularity)
-    if limit and bits > 8 * MAX_BYTES:
+    if bits > 8 * MAX_BYTES:
         raise QmpError(
             f"A bitmap of granularity {granularity} would take more than {MAX_BYTES} bytes of memory;"
             " use larger granularity"
@@ -261,22 +243,38 @@ class DirtyBitmaps:
             raise QmpError(f"Dirty bitmap '{name}' not found")
         return bitmap
 
-    def create(
-        self, name: str, granularity: int, size: int, *, inconsistent: bool = False
-    ) -> DirtyBitmap:
-        """Add a clean bitmap for a node of ``size`` bytes. ``inconsistent``: one whose bits are lost."""
+    def create(self, name: str, granularity: int, size: int) -> DirtyBitmap:
+        """Add a clean bitmap for a node of ``size`` bytes."""
+        self._check_name(name)
+        bitmap = DirtyBitmap(name, granularity, size)
+        self._add(bitmap)
+        self._refresh()
+        return bitmap
+
+    def add_all(self, bitmaps: Iterable[DirtyBitmap]) -> None:
+        """Add bitmaps made by whoever found them in an image."""
+        for bitmap in bitmaps:
+            self._check_name(bitmap.name)
+            self._add(bitmap)
+        self._refresh()
+
+    def _check_name(self, name: str) -> None:
         if name in self._table:
             raise QmpError(f"Bitmap already exists: {name}")
         if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:
             raise QmpError(f"Bitmap name too long: {name}")
-        bitmap = DirtyBitmap(name, granularity, 0 if inconsistent else size)
-        if inconsistent:
-            bitmap.set_inconsistent()
-            bitmap.resize(size)
+
+    def _add(self, bitmap: DirtyBitmap) -> None:
         bitmap.changed = self._refresh
-        self._table[name] = bitmap
+        self._table[bitmap.name] = bitmap
+
+    def set_readonly(self, names: Iterable[str], readonly: bool) -> None:
+        """Let bitmaps change no more, or again."""
+        for name in names:
+            bitmap = self._table.get(name)
+            if bitmap is not None:
+                bitmap.readonly = readonly
         self._refresh()
-        return bitmap
 
     def remove(self, bitmap: DirtyBitmap) -> None:
         """Forget a bitmap. Who holds it may go on reading it."""

@@ -101,6 +101,7 @@ async def _apply(graph: BlockGraph, changes: list[_Change]) -> None:
             change.node.flags = change.old_flags
             for undo in reversed(change.undo):
                 undo()
+            await change.node.driver.abort_reopen()
         raise
     for change in changes:
         if change.commit is not None:

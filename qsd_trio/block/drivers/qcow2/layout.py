@@ -30,6 +30,7 @@ INCOMPAT_KNOWN: Final = 31
 COMPAT_LAZY_REFCOUNTS: Final = 1
 AUTOCLEAR_BITMAPS: Final = 1
 AUTOCLEAR_DATA_FILE_RAW: Final = 2
+AUTOCLEAR_KNOWN: Final = 3
 
 # Memory that opening an image may take: these are QEMU's limits too.
 MAX_L1_BYTES: Final = 32 << 20
