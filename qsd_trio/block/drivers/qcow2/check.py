@@ -31,8 +31,6 @@ from qsd_trio.block.drivers.qcow2.refcounts import from_disk
 from qsd_trio.errors import os_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from qsd_trio.block.drivers.qcow2.metadata import Metadata
 
 #: Host clusters of a file that is checked: 2 to 8 bytes of memory each, twice while tables are walked.
@@ -167,9 +165,10 @@ async def take(metadata: Metadata) -> Census:
     references = await references_of(metadata)
     await _count_l2_tables(metadata, census, references)
     tables = census.counts[:]
-    async for index in nonzero(tables):
-        async for entries in l2_entries(metadata, index << bits):
-            census.add_l2_entries(entries, tables[index])
+    for start in range(0, clusters, STEP):
+        for index in nonzero(tables, start):
+            await _count_l2_table(metadata, census, index << bits, tables[index])
+        await trio.lowlevel.checkpoint()
     del tables
     await _add_structures(metadata, census, references)
     await _check_refcount_structures(metadata, census)
@@ -183,8 +182,16 @@ async def _count_l2_tables(metadata: Metadata, census: Census, references: Refer
         _add_l1_entries(census, metadata.l1[start : start + STEP], 1)
         await trio.lowlevel.checkpoint()
     for (offset, size), times in Counter(references.l1_tables).items():
-        async for entries in words(metadata, offset, size):
+        for start in range(0, size, STEP):
+            entries = await read_words(metadata, offset, start, size)
             _add_l1_entries(census, entries, times)
+
+
+async def _count_l2_table(metadata: Metadata, census: Census, offset: int, times: int) -> None:
+    count = metadata.cluster_size // 8
+    for start in range(0, count, STEP):
+        entries = await read_words(metadata, offset, start, count)
+        census.add_l2_entries(entries[::2] if census.extended else entries, times)
 
 
 def _add_l1_entries(census: Census, entries: array[int], times: int) -> None:
@@ -236,45 +243,26 @@ async def _check_width(census: Census, order: int) -> None:
     limit = (1 << (1 << order)) - 1
     if limit >= 255:
         return  # the counters cannot hold more than the refcounts
-    async for index in nonzero(census.counts):
-        if census.counts[index] > limit:
-            census.counts[index] = limit
-            census.corruptions += 1
-
-
-async def nonzero(counts: array[int]) -> AsyncIterator[int]:
-    """Return the indices of what is not zero; long runs of zeroes cost next to nothing."""
-    for start in range(0, len(counts), STEP):
-        part = counts[start : start + STEP]
-        raw = part.tobytes()
-        if raw.count(0) < len(raw):
-            for at, count in enumerate(part):
-                if count:
-                    yield start + at
-        if not start % (16 * STEP):
-            await trio.lowlevel.checkpoint()
-
-
-async def words(metadata: Metadata, offset: int, count: int) -> AsyncIterator[array[int]]:
-    """Read a table of ``count`` words, in pieces that are not all zero."""
-    async for _, piece in numbered_words(metadata, offset, count):
-        yield piece
-
-
-async def numbered_words(
-    metadata: Metadata, offset: int, count: int
-) -> AsyncIterator[tuple[int, array[int]]]:
-    """Read a table of ``count`` words; return (first index, words) of pieces that are not all zero."""
-    for start in range(0, count, STEP):
-        length = min(STEP, count - start) * 8
-        data = await read_file(metadata.file, offset + start * 8, length)
-        if data.count(0) < length:
-            yield start, from_disk(data)
+    for start in range(0, len(census.counts), STEP):
+        for index in nonzero(census.counts, start):
+            if census.counts[index] > limit:
+                census.counts[index] = limit
+                census.corruptions += 1
         await trio.lowlevel.checkpoint()
 
 
-async def l2_entries(metadata: Metadata, offset: int) -> AsyncIterator[array[int]]:
-    """Read the entries of the L2 table at a host offset, without the bitmaps of extended ones."""
-    step = 2 if metadata.header.incompatible & INCOMPAT_EXTENDED_L2 else 1
-    async for entries in words(metadata, offset, metadata.cluster_size // 8):
-        yield entries[::step] if step > 1 else entries
+def nonzero(counts: array[int], start: int) -> list[int]:
+    """Return the indices of what is not zero of the STEP counters from ``start``."""
+    part = counts[start : start + STEP]
+    raw = part.tobytes()
+    if raw.count(0) == len(raw):
+        return []
+    return [at for at, count in enumerate(part, start) if count]
+
+
+async def read_words(metadata: Metadata, offset: int, start: int, count: int) -> array[int]:
+    """Read words ``start`` to ``start + STEP`` of a table of ``count``; none, if they are all zero."""
+    length = min(STEP, count - start) * 8
+    data = await read_file(metadata.file, offset + start * 8, length)
+    await trio.lowlevel.checkpoint()
+    return from_disk(data) if data.count(0) < length else array("Q")

@@ -230,7 +230,8 @@ class _Repair:
                 continue
             seen.add(offset)
             count = metadata.cluster_size // 8
-            async for start, entries in check.numbered_words(metadata, offset, count):
+            for start in range(0, count, check.STEP):
+                entries = await check.read_words(metadata, offset, start, count)
                 mended = self._mended(entries, step=step, of_l2=True)
                 if mended != entries:
                     await _write_changes(metadata.file, offset + start * 8, entries, mended)
