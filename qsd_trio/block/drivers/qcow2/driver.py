@@ -20,7 +20,7 @@ from qsd_trio.block.abc import (
 from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import options as opts
-from qsd_trio.block.drivers.qcow2 import resize, writing, zeroing
+from qsd_trio.block.drivers.qcow2 import resize, snapshots, writing, zeroing
 from qsd_trio.block.drivers.qcow2.image import Image, Kind
 from qsd_trio.block.drivers.qcow2.layout import CorruptImageError
 from qsd_trio.block.drivers.qcow2.mapping import FastPath
@@ -76,6 +76,7 @@ class Qcow2(FormatDriver):
         self.mapping = mapping = FastPath(self.image)
         self.map_read = mapping.map_read  # type: ignore[method-assign]
         self.map_write = mapping.map_write  # type: ignore[method-assign]
+        self.snapshots = snapshots.Snapshots(image=self.image, report=self._corrupt)
 
     @classmethod
     async def open(cls, opener: Opener, options: Options) -> Self:
@@ -85,11 +86,13 @@ class Qcow2(FormatDriver):
         _refuse_unsupported(header, read_only=opener.read_only)
         runtime = opts.check(options, header, discard_unmap=opener.discard_unmap)
         metadata = await Metadata.load(file, header)
+        await snapshots.load(metadata)
         await metadata.set_slice_size(runtime.l2_slice_size)
         _apply(runtime, metadata)
         if not opener.read_only:
             await _repair(metadata)
             metadata.lazy = _lazy(options, header)
+        await snapshots.locate_all(metadata, runtime.overlap_check)
         data = await _open_data_file(opener, options, header)
         metadata.data = data or file
         image = Image(
@@ -328,6 +331,7 @@ class Qcow2(FormatDriver):
             metadata.lazy = lazy
             if writable and not self.writable:
                 await self._repair_late()
+            await snapshots.locate_all(metadata, runtime.overlap_check)
             self.writable = writable
             if writable:
                 await self._clear_unknown_autoclear()
@@ -415,8 +419,6 @@ def _refuse_unsupported(header: Header, *, read_only: bool) -> None:
         raise QmpError("qcow2 images with compression type zstd are not supported yet")
     if header.crypt_method:
         raise QmpError("Encrypted qcow2 images are not supported yet")
-    if header.nb_snapshots:
-        raise QmpError("qcow2 images with internal snapshots are not supported yet")
     if read_only:
         return
     if header.has_extension(hdr.EXT_BITMAPS):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import attrs
 
+from qsd_trio.block.drivers.qcow2 import overlap
 from qsd_trio.block.drivers.qcow2.layout import INCOMPAT_EXTENDED_L2
 from qsd_trio.errors import QmpError
 
@@ -37,6 +38,8 @@ class RuntimeOptions:
     refcount_blocks: int
     #: Whether freed clusters are discarded in the file: on request, of snapshots, other.
     pass_discard: tuple[bool, bool, bool]
+    #: Kinds of metadata that writes must not overlap.
+    overlap_check: frozenset[str]
 
 
 def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOptions:
@@ -67,6 +70,7 @@ def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOp
             choose(options.pass_discard_snapshot, True),
             choose(options.pass_discard_other, False),
         ),
+        overlap_check=overlap.kinds(options.overlap_check),
     )
 
 

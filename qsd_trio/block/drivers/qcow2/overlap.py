@@ -89,8 +89,8 @@ class Locations(dict[int, str]):
 
     def __init__(self, protected: frozenset[str] = CACHED) -> None:
         self.protected = protected
-        #: Tables of snapshots; where the active layer shares one, that comes first.
-        self._inactive: dict[int, str] = {}
+        #: What belongs to snapshots; where the active layer shares a table, that comes first.
+        self._snapshots: dict[int, str] = {}
         #: Whether some tables are only noted while they are cached.
         self._partial = False
 
@@ -98,7 +98,7 @@ class Locations(dict[int, str]):
         """Forget everything, and protect other kinds from now on."""
         self.clear()
         self.protected = protected
-        self._inactive = {}
+        self._snapshots = {}
         self._partial = False
 
     def note(self, offset: int, kind: str) -> None:
@@ -120,24 +120,26 @@ class Locations(dict[int, str]):
         """Note that metadata of a kind is no longer at ``offset``; a snapshot may still have its own there."""
         if self.get(offset) != kind:
             return
-        inactive = self._inactive.get(offset)
-        if inactive is None:
+        other = self._snapshots.get(offset)
+        if other is None:
             del self[offset]
         else:
-            self[offset] = inactive
+            self[offset] = other
 
     def evicted(self, offset: int, kind: str) -> None:
         """Note that a table, which still is at ``offset``, has left the cache."""
         if self._partial:
             self.drop(offset, kind)
 
-    def set_inactive(self, places: dict[int, str]) -> None:
-        """Note anew where snapshots have their tables."""
-        for offset in self._inactive:
-            if self.get(offset) in (INACTIVE_L1, INACTIVE_L2):
+    def set_snapshots(self, places: dict[int, str]) -> None:
+        """Note anew where snapshots have their tables, and where their own table is."""
+        for offset, kind in self._snapshots.items():
+            if self.get(offset) == kind:
                 del self[offset]
-        self._inactive = {offset: kind for offset, kind in places.items() if kind in self.protected}
-        for offset, kind in self._inactive.items():
+        self._snapshots = {
+            offset: kind for offset, kind in places.items() if kind in self.protected
+        }
+        for offset, kind in self._snapshots.items():
             self.setdefault(offset, kind)
 
     def check(self, cluster: int, offset: int, length: int, own: str | None = None) -> None:

@@ -15,15 +15,15 @@ from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Generator, Iterable
 
-ENTRY: Final = struct.Struct(">QIHHIIQII")
+FIXED: Final = struct.Struct(">QIHHIIQII")
 EXTRA: Final = struct.Struct(">QQQ")  # vm state size, disk size, icount
 
 #: Of what follows an entry's fixed part; QEMU's limits, which bound the memory of opening an image.
 MAX_EXTRA_BYTES: Final = 1024
 MAX_TABLE_BYTES: Final = 64 << 20
-#: What QEMU shows, and so compares, of an id and a name, in bytes.
+#: What QEMU shows of an id and a name, in bytes.
 SHOWN_ID: Final = 127
 SHOWN_NAME: Final = 255
 
@@ -33,7 +33,7 @@ _NUMBER: Final = re.compile(rb"[0-9]+")
 
 @final
 @attrs.frozen(kw_only=True)
-class Snapshot:
+class Entry:
     """An entry of the snapshot table. Offsets and sizes in bytes, times as on disk."""
 
     l1_table_offset: int
@@ -51,18 +51,18 @@ class Snapshot:
 
     @property
     def shown_id(self) -> bytes:
-        """The id as a C program reads and truncates it."""
-        return self.id_str.split(b"\0", 1)[0][:SHOWN_ID]
+        """The id as QEMU truncates and compares it."""
+        return self.id_str[:SHOWN_ID]
 
     @property
     def shown_name(self) -> bytes:
-        """The name as a C program reads and truncates it."""
-        return self.name.split(b"\0", 1)[0][:SHOWN_NAME]
+        """The name as QEMU truncates and compares it."""
+        return self.name[:SHOWN_NAME]
 
     def to_bytes(self) -> bytes:
         """Return the entry, padded to a multiple of 8 bytes."""
         extra = EXTRA.pack(self.vm_state_size, self.disk_size, self.icount) + self.unknown_extra
-        entry = ENTRY.pack(
+        entry = FIXED.pack(
             self.l1_table_offset,
             self.l1_size,
             len(self.id_str),
@@ -77,12 +77,12 @@ class Snapshot:
         return entry + bytes(-len(entry) % 8)
 
 
-def parse(count: int, image_size: int) -> Generator[int, bytes, list[Snapshot]]:
+def parse(count: int, image_size: int) -> Generator[int, bytes, list[Entry]]:
     """Parse ``count`` entries: yields how many bytes it wants next, returns the snapshots.
 
     ``image_size`` is the size of snapshots that do not record theirs. Raises QmpError.
     """
-    snapshots: list[Snapshot] = []
+    snapshots: list[Entry] = []
     done = 0
     for number in range(count):
         (
@@ -95,7 +95,7 @@ def parse(count: int, image_size: int) -> Generator[int, bytes, list[Snapshot]]:
             vm_clock_nsec,
             vm_state_size,
             extra_length,
-        ) = ENTRY.unpack((yield ENTRY.size))
+        ) = FIXED.unpack((yield FIXED.size))
         if extra_length > MAX_EXTRA_BYTES:
             raise QmpError(f"Too much extra metadata in snapshot table entry {number}")
         disk_size, icount = image_size, NO_ICOUNT
@@ -106,19 +106,18 @@ def parse(count: int, image_size: int) -> Generator[int, bytes, list[Snapshot]]:
             disk_size = int.from_bytes(extra[8:16], "big")
         if extra_length >= 24:
             icount = int.from_bytes(extra[16:24], "big")
-        id_str = yield id_length
-        name = yield name_length
-        length = ENTRY.size + extra_length + id_length + name_length
+        id_str, name = (yield id_length), (yield name_length)
+        length = FIXED.size + extra_length + id_length + name_length
         yield -length % 8
         done += length + -length % 8
         if done > MAX_TABLE_BYTES:
             raise QmpError("Snapshot table is too big")
         snapshots.append(
-            Snapshot(
+            Entry(
                 l1_table_offset=l1_table_offset,
                 l1_size=l1_size,
-                id_str=id_str,
-                name=name,
+                id_str=_c_string(id_str),
+                name=_c_string(name),
                 date_sec=date_sec,
                 date_nsec=date_nsec,
                 vm_clock_nsec=vm_clock_nsec,
@@ -131,12 +130,17 @@ def parse(count: int, image_size: int) -> Generator[int, bytes, list[Snapshot]]:
     return snapshots
 
 
-def to_bytes(snapshots: Iterable[Snapshot]) -> bytes:
+def _c_string(data: bytes) -> bytes:
+    """Return what a C program takes a string for: it stops at the first NUL."""
+    return data.split(b"\0", 1)[0]
+
+
+def to_bytes(snapshots: Iterable[Entry]) -> bytes:
     """Return the table."""
     return b"".join([snapshot.to_bytes() for snapshot in snapshots])
 
 
-def check_l1(snapshot: Snapshot, cluster_size: int) -> None:
+def check_l1(snapshot: Entry, cluster_size: int) -> None:
     """Raise QmpError unless the snapshot's L1 table can be one."""
     size = snapshot.l1_size * 8
     if size > lay.MAX_L1_BYTES:
@@ -146,7 +150,7 @@ def check_l1(snapshot: Snapshot, cluster_size: int) -> None:
         raise QmpError("Snapshot L1 table offset invalid")
 
 
-def next_id(snapshots: Iterable[Snapshot]) -> bytes:
+def next_id(snapshots: Iterable[Entry]) -> bytes:
     """Return the id of a new snapshot: one more than the largest number that ids begin with."""
     largest = 0
     for snapshot in snapshots:
@@ -154,11 +158,3 @@ def next_id(snapshots: Iterable[Snapshot]) -> bytes:
         if number is not None:
             largest = max(largest, int(number[0]))
     return b"%d" % (largest + 1)
-
-
-def find(snapshots: Sequence[Snapshot], id_: bytes | None, name: bytes | None) -> Snapshot | None:
-    """Return the first snapshot with this id and name, None matching any; None: there is none."""
-    for snapshot in snapshots:
-        if id_ in (None, snapshot.shown_id) and name in (None, snapshot.shown_name):
-            return snapshot
-    return None
