@@ -250,7 +250,7 @@ class BlockGraph:
 
         Raises QmpError on a conflict or if a driver cannot get a lock.
         """
-        order = _topological(roots)
+        order = topological(roots)
         planned: dict[Edge, tuple[Perm, Perm]] = {}
         changed: list[tuple[Node, tuple[Perm, Perm]]] = []
         for node in order:
@@ -414,7 +414,7 @@ class BlockGraph:
         return GraphCreateOpener(self)
 
 
-def _topological(roots: Iterable[Node]) -> list[Node]:
+def topological(roots: Iterable[Node]) -> list[Node]:
     """Return the nodes reachable from ``roots``, parents before children."""
     order: list[Node] = []
     seen: set[Node] = set()

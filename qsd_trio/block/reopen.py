@@ -8,6 +8,7 @@ import attrs
 import trio
 
 from qsd_trio.block.abc import ChildRole, Perm
+from qsd_trio.block.graph import topological
 from qsd_trio.block.io import Edge
 from qsd_trio.block.opener import NodeOpener
 from qsd_trio.block.options import NodeFlags, explicit_generic, inherit_generic, node_flags
@@ -103,7 +104,9 @@ async def _apply(graph: BlockGraph, changes: list[_Change]) -> None:
                 undo()
             await change.node.driver.abort_reopen()
         raise
-    for change in changes:
+    order = {node: place for place, node in enumerate(topological(each.node for each in changes))}
+    # Children first: a parent that becomes writable may have to write at once.
+    for change in sorted(changes, key=lambda change: order[change.node], reverse=True):
         if change.commit is not None:
             await change.commit()
         node = change.node
