@@ -89,6 +89,8 @@ class Metadata:
     slice_bits: int = attrs.field(init=False)  # log2 of entries per slice, the unit of the cache
     #: Whether clusters freed for a reason are discarded in the file: request, snapshot, other.
     pass_discard: tuple[bool, bool, bool] = attrs.field(init=False, default=(False, False, False))
+    #: Whether a cluster that is discarded keeps its place.
+    discard_no_unref: bool = attrs.field(init=False, default=False)
     #: (cluster, epoch, whether to discard) of clusters that lost a reference
     _pending: list[tuple[int, int, bool]] = attrs.field(init=False, factory=list)
     _io: dict[int, None] = attrs.field(init=False, factory=dict)
@@ -575,10 +577,11 @@ class Metadata:
             if sector_writes:
                 await self.file.flush()
                 await self._write(sector_writes)
-            if frees:
+            released = bool(frees)
+            if released:
                 await self.file.flush()
                 await self._release(frees)
-            if frees and not lazily:
+            if released and not lazily:
                 freed, refcounts.dirty_blocks = refcounts.dirty_blocks, {}
                 blocks = refcounts.writing = _merged(blocks, freed)
                 await self._write(self._block_writes(freed))
