@@ -361,23 +361,29 @@ class Node:
             align = max(self._limits.pwrite_zeroes_alignment, self._limits.request_alignment)
             low = min(-(-offset // align) * align, end)
             high = max(end // align * align, low)
-            if high == low:
-                low = high = offset
         elif flags & ReqFlag.NO_FALLBACK:
             raise os_error(errno.ENOTSUP)
         try:
             if low > offset:
-                await self._write_zero_bytes(offset, low - offset, flags)
+                await self._zero_part(offset, low - offset, flags)
             if high > low:
                 await self._zero_aligned(low, high, flags)
             if high < end:
-                await self._write_zero_bytes(high, end - high, flags)
+                await self._zero_part(high, end - high, flags)
             self._written(offset, length)
         finally:
             if self._recording and not flags & ReqFlag.WRITE_UNCHANGED:
                 self._mark(offset, length)
         if flags & ReqFlag.FUA and not self._limits.zero_flags & ReqFlag.FUA:
             await self.flush()
+
+    async def _zero_part(self, offset: int, length: int, flags: ReqFlag) -> None:
+        """Zero a part of the driver's unit: it may know that the rest of it is zero as well."""
+        align = self._limits.request_alignment
+        if not self._limits.can_write_zeroes or offset % align or length % align:
+            await self._write_zero_bytes(offset, length, flags)
+        else:
+            await self._zero_aligned(offset, offset + length, flags)
 
     async def _zero_aligned(self, start: int, end: int, flags: ReqFlag) -> None:
         passed = flags & (self._limits.zero_flags | ReqFlag.NO_FALLBACK)

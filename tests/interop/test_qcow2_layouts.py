@@ -1,0 +1,245 @@
+"""Extended L2 entries and external data files against the real daemon: texts, queries, files, maps."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.oracle import OURS, REAL, Call, Daemon, Wait, compare, qmp
+from tests.peers import requires
+
+pytestmark = requires("qemu-storage-daemon", "qemu-img", "qemu-io")
+
+MIB = 1 << 20
+
+
+def qemu_img(*args: object, cwd: Path) -> str:
+    return subprocess.run(
+        ["qemu-img", *map(str, args)],
+        cwd=cwd, capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+
+
+#: (options, whether the job succeeds); "D" stands for the data file's node
+CREATE: list[tuple[dict[str, Any], bool]] = [
+    ({"data-file": "D"}, True),
+    ({"data-file": "D", "data-file-raw": True}, True),
+    ({"data-file": "D", "version": "v2"}, False),
+    (
+        {"data-file": "D", "data-file-raw": True, "backing-file": "x", "backing-fmt": "raw"},
+        False,
+    ),
+    ({"data-file": "D", "preallocation": "metadata"}, True),
+    ({"data-file": "D", "preallocation": "falloc"}, True),
+    ({"data-file": "D", "preallocation": "full"}, True),
+    ({"data-file": "D", "cluster-size": 512}, True),
+    ({"data-file": "D", "extended-l2": True, "data-file-raw": True}, True),
+    ({"data-file": "nobody"}, False),
+    ({"data-file-raw": True}, False),
+    ({"extended-l2": True}, True),
+    ({"extended-l2": True, "cluster-size": 8192}, False),
+    ({"extended-l2": True, "version": "v2"}, False),
+    ({"extended-l2": True, "preallocation": "metadata"}, True),
+    ({"extended-l2": True, "preallocation": "full"}, True),
+    (
+        {
+            "extended-l2": True,
+            "preallocation": "metadata",
+            "backing-file": "x",
+            "backing-fmt": "raw",
+        },
+        True,
+    ),
+    ({"extended-l2": True, "cluster-size": 2 * MIB}, True),
+]
+
+
+def test_creating() -> None:
+    """The same job errors, images equal to the byte, the same data files."""
+    steps: list[Any] = []
+    for number, (options, works) in enumerate(CREATE):
+        earlier = sum(5 + ok for _, ok in CREATE[:number])
+        file, data = f"f{number}", f"d{number}"
+        # With space preallocated in the image itself QEMU moves the refcount table.
+        same = works and ("data-file" in options or options.get("preallocation") != "full")
+        options = {name: (data if value == "D" else value) for name, value in options.items()}
+        steps += [
+            qmp("blockdev-add", driver="file", node_name=file, filename=file),
+            qmp("blockdev-add", driver="file", node_name=data, filename=data),
+            qmp(
+                "blockdev-create",
+                job_id=f"j{number}",
+                options={"driver": "qcow2", "file": file, "size": MIB, **options},
+            ),
+            Wait("JOB_STATUS_CHANGE", skip=earlier + 3 + works),
+            qmp("query-jobs"),
+            qmp("job-dismiss", id=f"j{number}"),
+            qmp("blockdev-del", node_name=file),
+            qmp("blockdev-del", node_name=data),
+            Call(lambda path, file=file, same=same: (path / file).read_bytes() if same else b""),
+            Call(lambda path, data=data: (path / data).read_bytes()),
+        ]
+
+    def setup(directory: Path) -> None:
+        for number in range(len(CREATE)):
+            (directory / f"f{number}").write_bytes(b"")
+            (directory / f"d{number}").write_bytes(b"old")
+
+    compare([], steps, setup=setup, ignore=["actual-size"])
+
+
+def add(name: str, **options: Any) -> dict[str, Any]:
+    file = {"driver": "file", "filename": name}
+    return qmp("blockdev-add", driver="qcow2", node_name="n", file=file, **options)
+
+
+DATA = {"driver": "file", "filename": "data.raw"}
+OPENED: list[tuple[str, dict[str, Any]]] = [
+    ("data", {}),
+    ("data", {"data-file": DATA}),
+    ("data", {"read-only": True}),
+    ("data", {"data-file": "nobody"}),
+    ("raw", {}),
+    ("sub", {}),
+    ("sub", {"data-file": DATA}),
+    ("plain", {"data-file": DATA}),
+    ("plain", {"data-file": "nobody"}),
+    ("nameless", {}),
+    ("nameless", {"data-file": DATA}),
+    ("rawbit", {}),
+    ("sub", {"l2-cache-entry-size": 512}),
+]
+
+
+def test_opening_and_resizing() -> None:
+    """Options, what queries and the graph show, sizes of data files after resizes."""
+
+    def setup(directory: Path) -> None:
+        for name, *options in [
+            ("plain",),
+            ("data", "-o", "data_file=data.raw"),
+            ("raw", "-o", "data_file=raw.raw,data_file_raw=on"),
+            ("sub", "-o", "extended_l2=on"),
+        ]:
+            qemu_img("create", "-q", "-f", "qcow2", *options, name, "1M", cwd=directory)
+        image = bytearray((directory / "data").read_bytes())
+        at = image.index(struct.pack(">I", 0x44415441))
+        image[at : at + 4] = struct.pack(">I", 0x44415442)  # an unknown extension: no name
+        (directory / "nameless").write_bytes(image)
+        image = bytearray((directory / "plain").read_bytes())
+        image[88:96] = struct.pack(">Q", 2)
+        (directory / "rawbit").write_bytes(image)
+        for number, (name, _) in enumerate(OPENED):
+            (directory / f"{name}-{number}").write_bytes((directory / name).read_bytes())
+
+    def sizes(path: Path) -> list[tuple[str, int]]:
+        return [
+            (entry.name, entry.stat().st_size)
+            for entry in sorted(path.iterdir())
+            if entry.suffix == ".raw"
+        ]
+
+    steps: list[Any] = []
+    for number, (name, options) in enumerate(OPENED):
+        steps += [
+            add(f"{name}-{number}", **options),
+            qmp("query-named-block-nodes"),
+            qmp("x-debug-query-block-graph"),
+            qmp("block_resize", node_name="n", size=3 * MIB),
+            Call(sizes),
+            qmp("query-named-block-nodes", flat=True),
+            # The real daemon aborts when a raw data file is resized once more.
+            qmp("block_resize", node_name="n", size=3 * MIB if name == "raw" else MIB + 512),
+            Call(sizes),
+            qmp("blockdev-del", node_name="n"),
+        ]
+    compare([], steps, setup=setup, ignore=["actual-size"])
+
+
+def test_maps_after_writes(sock_dir: Path) -> None:
+    """What qemu-io writes through either daemon looks the same in qemu-img map, and in the files."""
+    below = random.Random(1).randbytes(MIB)
+    steps = [
+        "write -P 1 64k 200k", "write -P 2 300k 1k", "write -P 3 5000 3000", "write -z 512k 256k",
+        "write -z 515k 4k", "write -zu 70k 20k", "write -z 900k 1k", "write -zu 1M 512k",
+        "discard 128k 64k", "write -P 4 1100k 100", "write -z 2M 500", "write -P 5 2500k 64k",
+        "write -zu 2500k 2k",
+    ]  # fmt: skip
+    for options in [
+        "cluster_size=64k",
+        "cluster_size=4k",
+        "extended_l2=on",
+        "extended_l2=on,cluster_size=16k",
+        "extended_l2=on,preallocation=metadata",
+        "data_file=data",
+        "data_file=data,extended_l2=on",
+        "data_file=data,data_file_raw=on",
+    ]:
+        for backing in (None, "below"):
+            if backing and "raw=on" in options:
+                continue
+            found = []
+            for program in (REAL, OURS):
+                directory = sock_dir / f"{'ours' if program is OURS else 'real'}"
+                subprocess.run(["rm", "-rf", directory], check=True)
+                directory.mkdir()
+                (directory / "below").write_bytes(below)
+                more = ["-F", "raw", "-b", "below"] if backing else []
+                qemu_img(
+                    "create",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-o",
+                    options,
+                    *more,
+                    "image",
+                    "3M",
+                    cwd=directory,
+                )
+                argv = [
+                    "--blockdev", "driver=qcow2,node-name=n,discard=unmap,file.driver=file,file.filename=image",
+                    "--nbd-server", "addr.type=unix,addr.path=nbd",
+                    "--export", "type=nbd,id=e,name=e,node-name=n,writable=on",
+                ]  # fmt: skip
+                url = f"nbd+unix:///e?socket={directory}/nbd"
+                with Daemon(program, argv, directory, monitor=True) as daemon:
+                    script = "\n".join([*steps, "flush", "quit"]) + "\n"
+                    done = subprocess.run(
+                        ["qemu-io", "-f", "raw", "-d", "unmap", url],
+                        input=script, capture_output=True, text=True, timeout=60, check=True,
+                    )  # fmt: skip
+                    assert "failed" not in done.stdout + done.stderr
+                    daemon.qmp.command("query-named-block-nodes")
+                qemu_img("check", "image", cwd=directory)
+                found.append(
+                    (
+                        seen_map(directory),
+                        qemu_img("convert", "-O", "raw", "image", "content", cwd=directory),
+                        (directory / "content").read_bytes(),
+                        (directory / "data").read_bytes() if "raw=on" in options else b"",
+                    )
+                )
+            for real, ours in zip(*found, strict=True):
+                assert ours == real, (options, backing)
+
+
+def seen_map(directory: Path) -> list[dict[str, Any]]:
+    """Return what qemu-img map says of an image, without places: these may differ."""
+    found: list[dict[str, Any]] = []
+    for entry in json.loads(qemu_img("map", "--output=json", "image", cwd=directory)):
+        del entry["start"]
+        length = entry.pop("length")
+        place = "offset" in entry and entry.pop("offset") is not None
+        entry["place"] = place
+        if entry["data"]:
+            del entry["zero"]  # holes of the file
+        if found and found[-1] | {"length": 0} == entry | {"length": 0}:
+            found[-1]["length"] += length
+        else:
+            found.append(entry | {"length": length})
+    return found
