@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qsd_trio.untyped import Options
 
 MAX_DEFAULT_L2_CACHE: Final = 32 << 20
+DEFAULT_CLEAN_INTERVAL: Final = 600  # seconds
 MIN_L2_ENTRIES: Final = 2
 DEFAULT_SLICE_SIZE: Final = 65536
 MIN_REFCOUNT_ENTRIES: Final = 4
@@ -38,6 +39,10 @@ class RuntimeOptions:
     refcount_blocks: int
     #: Whether freed clusters are discarded in the file: on request, of snapshots, other.
     pass_discard: tuple[bool, bool, bool]
+    #: Whether clusters that are discarded stay allocated.
+    discard_no_unref: bool
+    #: Seconds after which unused tables leave the caches; 0: never.
+    cache_clean_interval: int
     #: Kinds of metadata that writes must not overlap.
     overlap_check: frozenset[str]
 
@@ -55,8 +60,8 @@ def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOp
         raise QmpError(
             "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
         )
-    if options.discard_no_unref:
-        raise QmpError("Option 'discard-no-unref' of qcow2 images is not supported yet")
+    if options.discard_no_unref and header.version < 3:
+        raise QmpError("discard-no-unref is only supported since qcow2 version 3")
 
     def choose(value: bool | None, default: bool) -> bool:
         return default if value is None else value
@@ -70,6 +75,8 @@ def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOp
             choose(options.pass_discard_snapshot, True),
             choose(options.pass_discard_other, False),
         ),
+        discard_no_unref=bool(options.discard_no_unref),
+        cache_clean_interval=DEFAULT_CLEAN_INTERVAL if interval is None else interval,
         overlap_check=overlap.kinds(options.overlap_check),
     )
 

@@ -10,7 +10,7 @@ import trio
 from qsd_trio.block.abc import ReqFlag
 from qsd_trio.block.drivers.qcow2 import subclusters as sub
 from qsd_trio.block.drivers.qcow2.image import InFlight
-from qsd_trio.block.drivers.qcow2.layout import COMPRESSED, ZERO
+from qsd_trio.block.drivers.qcow2.layout import COMPRESSED, COPIED, OFFSET_MASK, ZERO
 from qsd_trio.block.drivers.qcow2.metadata import discard_file
 from qsd_trio.block.drivers.qcow2.writing import (
     FREED_BY_REQUEST,
@@ -45,15 +45,21 @@ async def pwrite_zeroes(image: Image, offset: int, length: int, flags: ReqFlag) 
         end = min(-(-end & ~unit), image.size)
         if end - offset > unit + 1:
             raise os_error(errno.ENOTSUP)
+    fill = bool(flags & ReqFlag.WRITE_UNCHANGED)
+    if fill and (image.external or image.version < 3):
+        raise os_error(errno.ENOTSUP)
     if image.version < 3:
         # No zero clusters: what is not allocated and has nothing behind it is zero already.
         if partial or image.backing is not None or not flags & ReqFlag.MAY_UNMAP:
             raise os_error(errno.ENOTSUP)
         await pdiscard(image, offset, length)
         return
-    unmap = bool(flags & ReqFlag.MAY_UNMAP)
+    keep = image.metadata.discard_no_unref
+    unmap = bool(flags & ReqFlag.MAY_UNMAP) and not keep
 
     def change(entry: int, bitmap: int, which: int) -> tuple[int, int]:
+        if fill:
+            return _fill_with_zeroes(image, entry, bitmap, which)
         if image.extended:
             return _zero_subclusters(image, entry, bitmap, which, unmap=unmap)
         if entry & COMPRESSED or (unmap and entry & image.allocated):
@@ -65,15 +71,24 @@ async def pwrite_zeroes(image: Image, offset: int, length: int, flags: ReqFlag) 
         table = await slice_to_change(image, offset, stop)
         if partial and not reads_as_zero(image, table, offset, stop):
             raise os_error(errno.ENOTSUP)
-        if image.external:
-            await _change_external(
-                image, offset, stop, change, flags if image.raw_external else None
-            )
+        keep = keep and bool(flags & ReqFlag.MAY_UNMAP)
+        if image.external or keep:
+            zero = flags if image.raw_external else None
+            await _change_busy(image, offset, stop, change, zero=zero, keep=keep)
         else:
             _change_entries(image, table, offset, stop, change)
         offset = stop
         await trio.lowlevel.checkpoint()
     await settle(image)
+
+
+def _fill_with_zeroes(image: Image, entry: int, bitmap: int, which: int) -> tuple[int, int]:
+    """Note zeroes where nothing is allocated or noted yet."""
+    if entry & COMPRESSED:
+        return entry, bitmap
+    if image.extended:
+        return entry, sub.with_zero(bitmap, which & ~(sub.allocated(bitmap) | sub.zero(bitmap)))
+    return (entry if entry & image.allocated else entry | ZERO), 0
 
 
 def _zero_subclusters(
@@ -91,7 +106,8 @@ def _zero_subclusters(
 async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False) -> None:
     """Deallocate whole clusters (the last one of the image may be partial).
 
-    Where a backing file would show through they become zero clusters, unless ``full``.
+    Where a backing file would show through they become zero clusters, unless ``full``. With
+    discard-no-unref all become zero clusters that keep their place, unless ``full``.
     """
     end = offset + length
     if image.version < 3 and image.backing is not None and not full:
@@ -99,9 +115,17 @@ async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False
     if offset & image.mask or (end & image.mask and end < image.size):
         raise os_error(errno.ENOTSUP)
 
+    keep = image.metadata.discard_no_unref and not full
+
     def change(entry: int, bitmap: int, which: int) -> tuple[int, int]:
         if full:
             return 0, 0
+        if (
+            keep
+            and not entry & COMPRESSED
+            and (entry & image.allocated or image.backing is not None)
+        ):
+            return (entry, sub.ALL_ZERO) if image.extended else (entry | ZERO, 0)
         if image.backing is None and not entry & (image.allocated | COMPRESSED):
             return entry, bitmap
         if image.extended:
@@ -118,8 +142,8 @@ async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False
                     continue
         else:
             table = await slice_to_change(image, offset, stop)
-            if image.external:
-                await _change_external(image, offset, stop, change, None)
+            if image.external or keep:
+                await _change_busy(image, offset, stop, change, keep=keep)
             else:
                 _change_entries(image, table, offset, stop, change)
         offset = stop
@@ -128,9 +152,13 @@ async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False
 
 
 def _change_entries(
-    image: Image, table: array[int], offset: int, stop: int, change: Change
+    image: Image, table: array[int], offset: int, stop: int, change: Change, *, keep: bool = False
 ) -> list[int]:
-    """Change the L2 entries of a range in a cached slice; return the clusters that lost their place."""
+    """Change the L2 entries of a range in a cached slice.
+
+    Returns the clusters whose data are gone but whose place is not free: in a data file, or because
+    they ``keep`` it. (One that shares its place still has its data there.)
+    """
     bits = image.cluster_bits
     number = offset >> image.slice_shift
     bitmaps = image.metadata.subclusters[number] if image.extended else None
@@ -154,18 +182,27 @@ def _change_entries(
             bitmaps[at] = new_bitmap
         if old & (image.allocated | COMPRESSED) and not new & image.allocated:
             free_entry(image, old, FREED_BY_REQUEST)
-            gone.append(cluster)
+            if image.external:
+                gone.append(cluster)
+        elif keep and new & image.allocated and old & COPIED and which == sub.ALL:
+            gone.append((new & OFFSET_MASK) >> bits)
         image.metadata.mark_l2(number, at, at)
     return gone
 
 
-async def _change_external(
-    image: Image, offset: int, stop: int, change: Change, zero: ReqFlag | None
+async def _change_busy(
+    image: Image,
+    offset: int,
+    stop: int,
+    change: Change,
+    *,
+    zero: ReqFlag | None = None,
+    keep: bool = False,
 ) -> None:
-    """Change the L2 entries of a range, which nobody else is at, and its data in the data file.
+    """Change the L2 entries of a range, which nobody else is at, and their data besides.
 
     ``zero``: write zeroes there first, with these flags. No other write may come in between: the place of
-    a cluster's data is always the same.
+    a cluster's data stays the same, be it in a data file or because the clusters ``keep`` it.
     """
     bits = image.cluster_bits
     job = InFlight(offset >> bits, (stop - 1) >> bits)
@@ -174,7 +211,7 @@ async def _change_external(
         if zero is not None:
             await image.data.pwrite_zeroes(offset, stop - offset, zero)
         table = await image.metadata.slice_for_write(offset >> image.slice_shift)
-        gone = _change_entries(image, table, offset, stop, change)
+        gone = _change_entries(image, table, offset, stop, change, keep=keep)
         if image.metadata.pass_discard[FREED_BY_REQUEST]:
             await _discard_data(image, gone)
     finally:
