@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Values of the header's compression_type.
 ZLIB: Final = 0
 ZSTD: Final = 1
-NAMES: Final = {ZLIB: "zlib", ZSTD: "zstd"}
+COMPRESSION_TYPES: Final = ("zlib", "zstd")  # QAPI names
 
 _SECTOR: Final = 512
 #: Bytes of unpacked clusters kept per image, since clients read clusters piece by piece.
@@ -67,7 +67,7 @@ def make_entry(offset: int, length: int, cluster_bits: int) -> int:
 # -- packing -------------------------------------------------------------------------------------------
 
 
-def pack(kind: int, data: bytes | bytearray) -> bytes | None:
+def pack(kind: int, data: bytes | memoryview) -> bytes | None:
     """Compress a cluster; None if it would not get smaller. Takes its time: call it in a worker."""
     if kind == ZSTD:
         import zstandard

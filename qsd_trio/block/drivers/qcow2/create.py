@@ -9,6 +9,7 @@ import attrs
 from qsd_trio.block.abc import ReqFlag, create_driver
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import resize
+from qsd_trio.block.drivers.qcow2.compressed import COMPRESSION_TYPES
 from qsd_trio.block.drivers.qcow2.header import EXT_DATA_FILE, OUR_V3_SIZE, V2_SIZE, Header
 from qsd_trio.block.drivers.qcow2.image import Image
 from qsd_trio.block.drivers.qcow2.metadata import Metadata
@@ -111,8 +112,6 @@ def plan(options: Options) -> tuple[Header, str]:
             "Non-zlib compression type is only supported with compatibility level 1.1 and above"
             " (use version=v3 or greater)"
         )
-    if compression != "zlib":
-        raise QmpError(f"qcow2 images with compression type {compression} are not supported yet")
     if options.encrypt is not None:
         raise QmpError("Encrypted qcow2 images are not supported yet")
     backing_format = options.backing_fmt.value if options.backing_fmt is not None else None
@@ -122,11 +121,13 @@ def plan(options: Options) -> tuple[Header, str]:
         refcount_table_offset=cluster_size,
         refcount_table_clusters=1,
         incompatible=(lay.INCOMPAT_EXTENDED_L2 if extended else 0)
-        | (lay.INCOMPAT_DATA_FILE if options.data_file is not None else 0),
+        | (lay.INCOMPAT_DATA_FILE if options.data_file is not None else 0)
+        | (lay.INCOMPAT_COMPRESSION if compression != "zlib" else 0),
         compatible=lay.COMPAT_LAZY_REFCOUNTS if lazy else 0,
         autoclear=lay.AUTOCLEAR_DATA_FILE_RAW if raw else 0,
         refcount_order=refcount_bits.bit_length() - 1,
         header_length=OUR_V3_SIZE if version >= 3 else V2_SIZE,
+        compression_type=COMPRESSION_TYPES.index(compression),
         backing_file=options.backing_file or None,
         backing_format=backing_format if options.backing_file else None,
     )

@@ -17,10 +17,11 @@ from qsd_trio.block.abc import (
     StatusFlag,
     block_driver,
 )
+from qsd_trio.block.drivers.qcow2 import bitmaps, compressing, resize, snapshots, writing, zeroing
 from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import options as opts
-from qsd_trio.block.drivers.qcow2 import resize, snapshots, writing, zeroing
+from qsd_trio.block.drivers.qcow2.compressed import COMPRESSION_TYPES
 from qsd_trio.block.drivers.qcow2.image import Image, Kind
 from qsd_trio.block.drivers.qcow2.layout import CorruptImageError
 from qsd_trio.block.drivers.qcow2.mapping import FastPath
@@ -158,11 +159,14 @@ class Qcow2(FormatDriver):
 
     def limits(self) -> Limits:
         """Zeroes go by (sub)clusters, discards by clusters."""
-        v3 = self.image.version >= 3
+        zero_flags = ReqFlag.MAY_UNMAP | ReqFlag.WRITE_UNCHANGED
+        if self.image.version >= 3:
+            zero_flags |= ReqFlag.NO_FALLBACK
         return Limits(
             pwrite_zeroes_alignment=1 << self.image.subcluster_bits,
             pdiscard_alignment=self.image.cluster_size,
-            zero_flags=ReqFlag.MAY_UNMAP | ReqFlag.NO_FALLBACK if v3 else ReqFlag.MAY_UNMAP,
+            write_flags=ReqFlag.WRITE_COMPRESSED | ReqFlag.WRITE_UNCHANGED,
+            zero_flags=zero_flags,
             can_write_zeroes=True,
             can_discard=True,
         )
@@ -180,6 +184,10 @@ class Qcow2(FormatDriver):
     def map_write(self, offset: int, length: int) -> Extents | None:
         """Say where to write at once, or None (an instance has the mapping's own method here)."""
         return self.mapping.map_write(offset, length)
+
+    def allocated_now(self, offset: int, length: int) -> bool:
+        """Say whether no byte of the range comes from the backing file, as far as the caches tell."""
+        return self.image.allocated_now(offset, offset + length)
 
     async def _corrupt(self, error: CorruptImageError) -> None:
         """Report a corruption; a fatal one in an image that is written to ends its use.
@@ -219,10 +227,10 @@ class Qcow2(FormatDriver):
 
     async def pwritev(self, offset: int, iov: Iov, flags: ReqFlag) -> None:
         """Write ``iov``."""
-        if flags & ReqFlag.WRITE_COMPRESSED:
-            raise os_error(errno.ENOTSUP)
+        fill = bool(flags & ReqFlag.WRITE_UNCHANGED)
+        write = compressing.pwritev if flags & ReqFlag.WRITE_COMPRESSED else writing.pwritev
         try:
-            await writing.pwritev(self.image, offset, iov)
+            await write(self.image, offset, iov, fill=fill)
         except CorruptImageError as exc:
             await self._corrupt(exc)
             raise
@@ -343,7 +351,7 @@ class Qcow2(FormatDriver):
         header = self.header
         data: dict[str, Json] = {
             "compat": "1.1" if header.version >= 3 else "0.10",
-            "compression-type": "zlib",
+            "compression-type": COMPRESSION_TYPES[header.compression_type],
             "refcount-bits": 1 << header.refcount_order,
         }
         if header.version >= 3:
@@ -415,8 +423,6 @@ async def _open_data_file(opener: Opener, options: Options, header: Header) -> C
 def _refuse_unsupported(header: Header, *, read_only: bool) -> None:
     """Refuse what images may contain and we cannot do yet: never guess."""
     incompatible = header.incompatible
-    if incompatible & lay.INCOMPAT_COMPRESSION:
-        raise QmpError("qcow2 images with compression type zstd are not supported yet")
     if header.crypt_method:
         raise QmpError("Encrypted qcow2 images are not supported yet")
     if read_only:
@@ -436,5 +442,5 @@ def _lazy(options: Options, header: Header) -> bool:
 
 def _apply(runtime: opts.RuntimeOptions, metadata: Metadata) -> None:
     metadata.l2_limit = runtime.l2_slices
-    metadata.refblock_limit = runtime.refcount_blocks
+    metadata.refcounts.limit = runtime.refcount_blocks
     metadata.pass_discard = runtime.pass_discard

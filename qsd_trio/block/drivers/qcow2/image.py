@@ -252,6 +252,26 @@ class Image:
             f"{what} (L2 offset: {table:#x}, L2 index: {index:#x})", fatal=True
         )
 
+    def allocated_now(self, offset: int, end: int) -> bool:
+        """Say whether cached L2 tables show that nothing of a range is left to the backing file."""
+        if self.broken:
+            return False
+        while offset < end:
+            number = offset >> self.slice_shift
+            table = self._tables.get(number)
+            if table is None:
+                return False
+            try:
+                kind, _, length = self.classify(
+                    table, offset, min(end, (number + 1) << self.slice_shift)
+                )
+            except CorruptImageError:
+                return False  # the slow path reports it
+            if kind is Kind.UNALLOCATED or kind is Kind.PREALLOCATED:
+                return False
+            offset += length
+        return True
+
     # -- reading -------------------------------------------------------------------------------------
 
     async def preadv(self, offset: int, iov: Iov) -> None:

@@ -245,14 +245,3 @@ async def test_refusals(options: dict[str, object], text: str) -> None:
     with pytest.raises(QmpError) as caught:
         await created(**({"size": 1 << 20} | options))
     assert str(caught.value) == text
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"compression_type": Qcow2CompressionType.ZSTD},
-    ],
-)
-async def test_what_comes_later_is_refused(options: dict[str, object]) -> None:
-    with pytest.raises(QmpError, match="not supported yet"):
-        await created(**({"size": 1 << 20} | options))
