@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import attrs
 
 from qsd_trio.block.abc import (
+    SECTOR,
     BlockStatus,
     ChildRole,
     FormatDriver,
@@ -67,6 +68,7 @@ class Qcow2(FormatDriver):
     image: Image
     opener: Opener
     writable: bool
+    bitmap_store: bitmaps.BitmapStore | None = None
     #: Whether a corruption that was not fatal has been reported.
     reported: bool = False
     #: Whether much of what is allocated is a hole in the file (preallocation); None: not looked yet.
@@ -112,6 +114,9 @@ class Qcow2(FormatDriver):
             opener=opener,
             writable=not opener.read_only,
         )
+        driver.bitmap_store = await bitmaps.BitmapStore.load(
+            metadata, opener.bitmaps, header.size, writable=driver.writable
+        )
         if driver.writable:
             await driver._clear_unknown_autoclear()
         return driver
@@ -132,11 +137,9 @@ class Qcow2(FormatDriver):
 
     async def _clear_unknown_autoclear(self) -> None:
         """Clear the marks of what would no longer be true after we have written."""
-        if self.header.autoclear:
+        if _marked_right(self.header) != self.header:
             try:
-                await self.image.metadata.update_header(
-                    lambda header: attrs.evolve(header, autoclear=0)
-                )
+                await self.image.metadata.update_header(_marked_right)
             except OSError as exc:
                 raise QmpError(f"Could not update qcow2 header: {exc.strerror}") from exc
 
@@ -149,8 +152,19 @@ class Qcow2(FormatDriver):
             self.image.broken = True
 
     async def aclose(self) -> None:
-        """Write back what is cached."""
-        if self.writable and not self.image.broken:
+        """Store the dirty bitmaps, write back what is cached."""
+        if self.image.broken:
+            return
+        try:
+            if self.bitmap_store is not None:
+                await self.bitmap_store.store()
+        except QmpError as exc:
+            log.error(
+                "Lost persistent bitmaps during inactivation of node '%s': %s",
+                self.opener.node_name,
+                exc,
+            )
+        if self.writable:
             await self.image.metadata.make_clean()
 
     def getlength(self) -> int:
@@ -309,7 +323,11 @@ class Qcow2(FormatDriver):
             raise os_error(errno.ENOMEDIUM)
         try:
             self.has_holes = None
+            if self.bitmap_store is not None and not size % SECTOR:
+                self.bitmap_store.check_resize()
             await resize.truncate(self.image, size, prealloc, flags, exact=exact)
+            if self.bitmap_store is not None:
+                self.bitmap_store.size = size
         except CorruptImageError as exc:
             await self._corrupt(exc)
             raise
@@ -324,6 +342,8 @@ class Qcow2(FormatDriver):
             _refuse_unsupported(self.header, read_only=False)
             if self.header.incompatible & lay.INCOMPAT_CORRUPT:
                 raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
+        if self.bitmap_store is not None and self.writable and not writable:
+            await self.bitmap_store.become_readonly()
         metadata = self.image.metadata
         lazy = writable and _lazy(options, self.header)
         if self.writable and not lazy:
@@ -343,8 +363,24 @@ class Qcow2(FormatDriver):
             self.writable = writable
             if writable:
                 await self._clear_unknown_autoclear()
+                await self._resume_bitmaps()
 
         return commit
+
+    async def abort_reopen(self) -> None:
+        """Let the bitmaps record again that were stored for becoming read-only."""
+        if self.writable:
+            await self._resume_bitmaps()
+
+    async def _resume_bitmaps(self) -> None:
+        """Make bitmaps writable again; if that fails, no write may reach the image."""
+        if self.bitmap_store is None or self.bitmap_store.writable or self.image.broken:
+            return
+        try:
+            await self.bitmap_store.become_writable()
+        except OSError as exc:
+            name = self.opener.node_name
+            log.error("%s: Failed to make dirty bitmaps writable: %s", name, exc.strerror)
 
     async def image_info(self) -> Mapping[str, Json]:
         """Return what query-named-block-nodes shows of the format."""
@@ -362,6 +398,9 @@ class Qcow2(FormatDriver):
                 data["data-file-raw"] = self.image.raw_external
             data["corrupt"] = self.image.broken or bool(header.incompatible & lay.INCOMPAT_CORRUPT)
             data["extended-l2"] = self.image.extended
+            stored = self.bitmap_store.info() if self.bitmap_store is not None else ()
+            if stored:
+                data["bitmaps"] = stored
         return {
             "cluster-size": header.cluster_size,
             "dirty-flag": self.image.metadata.would_be_dirty,
@@ -383,6 +422,12 @@ _STATUS = {
     Kind.DATA: StatusFlag.DATA | StatusFlag.ALLOCATED | StatusFlag.OFFSET_VALID,
     Kind.COMPRESSED: StatusFlag.DATA | StatusFlag.ALLOCATED | StatusFlag.COMPRESSED,
 }
+
+
+def _marked_right(header: Header) -> Header:
+    """Return a header with only those autoclear bits that we know, and what belongs to them."""
+    header = bitmaps.without_stale_extension(header)
+    return attrs.evolve(header, autoclear=header.autoclear & lay.AUTOCLEAR_KNOWN)
 
 
 async def read_header(file: Child, *, read_only: bool) -> Header:
@@ -425,13 +470,6 @@ def _refuse_unsupported(header: Header, *, read_only: bool) -> None:
     incompatible = header.incompatible
     if header.crypt_method:
         raise QmpError("Encrypted qcow2 images are not supported yet")
-    if read_only:
-        return
-    if header.has_extension(hdr.EXT_BITMAPS):
-        raise QmpError(
-            "qcow2 images with dirty bitmaps can only be opened read-only yet: writing would"
-            " invalidate the bitmaps"
-        )
 
 
 def _lazy(options: Options, header: Header) -> bool:
