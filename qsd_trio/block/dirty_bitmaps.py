@@ -125,18 +125,17 @@ class DirtyBitmap:
 
     def next_dirty(self, offset: int, end: int) -> int:
         """Return where the first dirty part of a range begins, ``end`` if there is none."""
-        return self._next(self._bits.next_set, offset, end)
+        stop = min(-(-end >> self._shift), self._bits.length)
+        at = self._bits.next_set(offset >> self._shift, stop)
+        return end if at == stop else max(at << self._shift, offset)
 
     def next_clean(self, offset: int, end: int) -> int:
         """Return where the first clean part of a range begins; beyond the size all is clean."""
-        return self._next(self._bits.next_clear, offset, end)
-
-    def _next(self, search: Callable[[int, int], int], offset: int, end: int) -> int:
         stop = min(-(-end >> self._shift), self._bits.length)
-        at = search(offset >> self._shift, stop)
-        if at == stop and search == self._bits.next_clear:
+        at = self._bits.next_clear(offset >> self._shift, stop)
+        if at == stop:
             return min(max(self.size, offset), end)
-        return end if at == stop else max(at << self._shift, offset)
+        return max(at << self._shift, offset)
 
     def count(self) -> int:
         """Return how many bytes are dirty; the last piece counts whole."""
