@@ -121,6 +121,8 @@ class Limits:
     write_flags: ReqFlag = ReqFlag.NONE
     zero_flags: ReqFlag = ReqFlag.NONE
     can_write_zeroes: bool = False
+    #: Whether ``pwrite_zeroes`` may be asked for less than its alignment: ENOTSUP if it matters.
+    can_zero_parts: bool = False
     can_discard: bool = False
 
 

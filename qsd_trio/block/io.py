@@ -379,11 +379,12 @@ class Node:
 
     async def _zero_part(self, offset: int, length: int, flags: ReqFlag) -> None:
         """Zero a part of the driver's unit: it may know that the rest of it is zero as well."""
-        align = self._limits.request_alignment
-        if not self._limits.can_write_zeroes or offset % align or length % align:
-            await self._write_zero_bytes(offset, length, flags)
-        else:
+        limits = self._limits
+        aligned = not (offset % limits.request_alignment or length % limits.request_alignment)
+        if limits.can_zero_parts and aligned:
             await self._zero_aligned(offset, offset + length, flags)
+        else:
+            await self._write_zero_bytes(offset, length, flags)
 
     async def _zero_aligned(self, start: int, end: int, flags: ReqFlag) -> None:
         passed = flags & (self._limits.zero_flags | ReqFlag.NO_FALLBACK)

@@ -203,8 +203,6 @@ class PosixDriver(ProtocolDriver):
 
     async def pwrite_zeroes(self, offset: int, length: int, flags: ReqFlag) -> None:
         """Have the file system make zeroes; ENOTSUP where it can't."""
-        if (offset | length) % self._unit:
-            raise os_error(errno.ENOTSUP)
         await self._file.call(self._write_zeroes, offset, length, flags)
         self._length = max(self._length, offset + length)
 

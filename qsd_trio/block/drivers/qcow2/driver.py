@@ -182,6 +182,7 @@ class Qcow2(FormatDriver):
             write_flags=ReqFlag.WRITE_COMPRESSED | ReqFlag.WRITE_UNCHANGED,
             zero_flags=zero_flags,
             can_write_zeroes=True,
+            can_zero_parts=self.image.version >= 3,
             can_discard=True,
         )
 
@@ -482,3 +483,4 @@ def _apply(runtime: opts.RuntimeOptions, metadata: Metadata) -> None:
     metadata.l2_limit = runtime.l2_slices
     metadata.refcounts.limit = runtime.refcount_blocks
     metadata.pass_discard = runtime.pass_discard
+    metadata.discard_no_unref = runtime.discard_no_unref

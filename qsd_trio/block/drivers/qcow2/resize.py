@@ -47,7 +47,7 @@ async def truncate(
         await _shrink(image, size)
     else:
         await _grow(image, size, prealloc, flags)
-    if image.external and prealloc == "off":
+    if image.external and prealloc in ("off", "metadata"):
         await image.data.truncate(size, exact=exact)
     try:
         await image.metadata.write_back()
@@ -72,7 +72,10 @@ async def _grow(image: Image, size: int, prealloc: str, flags: ReqFlag) -> None:
     try:
         if zero:
             await _zero_growth(image, old, size)
-        if prealloc != "off":
+        if prealloc == "off" and image.raw_external:
+            # Who reads the data file alone must see what we see: all is allocated.
+            await _preallocate(image, old, size, "metadata")
+        elif prealloc != "off":
             await _preallocate(image, old, size, prealloc)
     except OSError as exc:
         image.size = old
