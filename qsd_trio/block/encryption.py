@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ITER_TIME: Final = 2000  # milliseconds
 #: Bytes that are ciphered on the loop: a hop to a worker would take longer.
-INLINE: Final = 16 << 10
+INLINE: Final = 64 << 10
 #: Bytes that a worker ciphers in one go. The interpreter lock is its own meanwhile, or nearly.
 BATCH: Final = 256 << 10
 

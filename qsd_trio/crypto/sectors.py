@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 from typing import TYPE_CHECKING, Final, final
 
 from qsd_trio.crypto.algorithms import CIPHERS, digest, essiv_cipher, library_cipher
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Bytes that are encrypted with one initialisation vector. A volume is whole sectors.
 SECTOR: Final = 512
+_SECTORS: Final = struct.Struct(f"{SECTOR}s")
 
 
 @final
@@ -36,7 +38,7 @@ class SectorCipher:
         self.spec = spec
         self._cipher = library_cipher(spec.algorithm, key)
         self._ivs = iv_generator(spec, key)
-        self._new_vector = _can_take_new_vectors(spec.mode, spec.algorithm)
+        self._renewable = _is_renewable(spec.mode, spec.algorithm)
         try:
             self._context(bytes(spec.iv_length), decrypt=False)
         except ValueError as exc:
@@ -61,25 +63,20 @@ class SectorCipher:
             return self._context(b"", decrypt=decrypt).update(data)
         ivs = self._ivs(sector, count)
         pieces = []
-        view = memoryview(data)
-        at = 0
-        if self._new_vector:
+        if self._renewable:
             context = self._context(ivs[0], decrypt=decrypt)
             update, reset = context.update, context.reset_nonce
-            for iv in ivs:
+            for iv, (piece,) in zip(ivs, _SECTORS.iter_unpack(data), strict=True):
                 reset(iv)
-                pieces.append(update(view[at : at + SECTOR]))
-                at += SECTOR
+                pieces.append(update(piece))
         else:
-            for iv in ivs:
-                context = self._context(iv, decrypt=decrypt)
-                pieces.append(context.update(view[at : at + SECTOR]))
-                at += SECTOR
+            for iv, (piece,) in zip(ivs, _SECTORS.iter_unpack(data), strict=True):
+                pieces.append(self._context(iv, decrypt=decrypt).update(piece))
         return b"".join(pieces)
 
     def _context(self, iv: bytes, *, decrypt: bool) -> CipherContext:
         return _context(
-            self._cipher, self.spec.mode, iv, decrypt=decrypt, renewable=self._new_vector
+            self._cipher, self.spec.mode, iv, decrypt=decrypt, renewable=self._renewable
         )
 
 
@@ -92,8 +89,21 @@ def _context(
     wrapped = Cipher(cipher, mode)
     context = wrapped.decryptor() if decrypt else wrapped.encryptor()
     if renewable:
-        mode.__class__ = _renewable_mode(mode_name)
+        _make_renewable(mode)
     return context
+
+
+def _make_renewable(mode: Mode) -> None:
+    """Let the context of ``mode`` take a new initialisation vector for each sector (reset_nonce).
+
+    The library allows that where a context's mode is a ModeWithNonce, which is CTR alone; the cipher
+    beneath can do it in each mode. Otherwise a sector costs a context, that is, the key's schedule: ten times
+    the time. ``_is_renewable`` makes sure that it works. The class itself and not a subclass: the
+    library asks for each sector, and knows an exact match at once.
+    """
+    from cryptography.hazmat.primitives.ciphers.modes import ModeWithNonce
+
+    mode.__class__ = ModeWithNonce  # type: ignore[assignment]  # a claim, not a conversion
 
 
 def _mode(name: str, iv: bytes) -> Mode:
@@ -110,27 +120,7 @@ def _mode(name: str, iv: bytes) -> Mode:
 
 
 @functools.cache
-def _renewable_mode(name: str) -> type[Mode]:
-    """Return a mode's class, as one whose contexts take a new vector.
-
-    A context takes one where its mode is a ModeWithNonce, and so it is there for CTR. The cipher
-    library underneath takes one in each mode. Without this each sector costs a context, that is, the key's
-    schedule: five times the time. ``_can_take_new_vectors`` makes sure that it works.
-    """
-    from cryptography.hazmat.primitives.ciphers import modes
-
-    class RenewableXTS(modes.XTS, modes.ModeWithNonce):
-        nonce = modes.XTS.tweak
-
-    class RenewableCBC(modes.CBC, modes.ModeWithNonce):
-        nonce = modes.CBC.initialization_vector
-
-    classes: dict[str, type[Mode]] = {"xts": RenewableXTS, "cbc": RenewableCBC, "ctr": modes.CTR}
-    return classes[name]
-
-
-@functools.cache
-def _can_take_new_vectors(mode: str, algorithm: str) -> bool:
+def _is_renewable(mode: str, algorithm: str) -> bool:
     """Try whether contexts take new vectors and then do what new contexts do."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
