@@ -21,7 +21,7 @@ from tests.bench import report
 from tests.bench.cases import CASES, Case, Setting
 from tests.bench.loads import Figures
 
-TOOLS = ("fio", "nbdcopy", "qemu-img")
+TOOLS = ("fio", "nbdcopy", "qemu-img", "qemu-io")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

@@ -9,10 +9,25 @@ from typing import TypeAlias
 import attrs
 
 from tests.bench import loads
-from tests.bench.loads import COLD, EMPTY, QCOW2, RAW, Figures, Fio
-from tests.bench.servers import MIB, Image, Server
-
-KIB = 1 << 10
+from tests.bench.images import (
+    CHAIN,
+    COLD,
+    COMPRESSED,
+    DATA_FILE,
+    EMPTY,
+    EXTENDED,
+    KIB,
+    LAZY,
+    LUKS,
+    MIB,
+    QCOW2,
+    QCOW2_LUKS,
+    RAW,
+    ZSTD,
+    Image,
+)
+from tests.bench.loads import Figures, Fio
+from tests.bench.servers import Server
 
 
 @attrs.frozen(kw_only=True)
@@ -159,6 +174,68 @@ CASES = (
         Fio(rw="randwrite", block_size=4 * KIB, depth=32, amount=64 * MIB),
         Row(figure="IOPS", at_least=1),
         Row(figure="CPU us/request"),
+    ),
+    _fio(
+        "qcow2 allocating with lazy refcounts, 64 KiB sequential write, QD 16",
+        LAZY,
+        Fio(rw="write", block_size=64 * KIB, depth=16, amount=512 * MIB),
+        Row(figure="MB/s"),
+    ),
+    _fio(
+        "qcow2 with extended L2, 4 KiB random read, QD 32",
+        EXTENDED,
+        Fio(rw="randread", block_size=4 * KIB, depth=32),
+        Row(figure="IOPS"),
+    ),
+    _fio(
+        "qcow2 with extended L2, 4 KiB random write, QD 32",
+        EXTENDED,
+        Fio(rw="randwrite", block_size=4 * KIB, depth=32),
+        Row(figure="IOPS"),
+    ),
+    _fio(
+        "qcow2 with data file, 4 KiB random read, QD 32",
+        DATA_FILE,
+        Fio(rw="randread", block_size=4 * KIB, depth=32),
+        Row(figure="IOPS"),
+    ),
+    _fio(
+        "qcow2 compressed (zlib), 64 KiB sequential read, QD 16",
+        COMPRESSED,
+        Fio(rw="read", block_size=64 * KIB, depth=16),
+        Row(figure="MB/s"),
+    ),
+    _fio(
+        "qcow2 compressed (zstd), 64 KiB sequential read, QD 16",
+        ZSTD,
+        Fio(rw="read", block_size=64 * KIB, depth=16),
+        Row(figure="MB/s"),
+    ),
+    _fio(
+        "chain of 10 qcow2, 4 KiB random read, QD 32",
+        CHAIN,
+        Fio(rw="randread", block_size=4 * KIB, depth=32),
+        Row(figure="IOPS", at_least=2),
+        Row(figure="CPU us/request"),
+    ),
+    *(
+        _fio(
+            f"{name}, 64 KiB sequential {rw}, QD 16",
+            image,
+            Fio(rw=rw, block_size=64 * KIB, depth=16),
+            Row(figure="MB/s", at_least=target),
+            Row(figure="CPU ns/KiB"),
+        )
+        for name, image, target in (("luks", LUKS, 0.8), ("qcow2 with luks", QCOW2_LUKS, None))
+        for rw in ("read", "write")
+    ),
+    Case(
+        name="qcow2, open of 1 TiB with 100,000 clusters",
+        images={"disk": RAW},
+        load=lambda server, setting: loads.run_open(
+            server, "large.qcow2", clusters=100_000, rounds=20 if setting.quick else 100
+        ),
+        rows=(Row(figure="ms", at_most=1),),
     ),
     Case(
         name="start to ready",

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from tests.bench.servers import MIB, Image, Server
+from tests.bench.images import Image, make_large
+from tests.bench.servers import Server
 from tests.oracle import QmpClient
 
 Figures: TypeAlias = dict[str, float]
@@ -191,6 +192,21 @@ def run_start(server: Server) -> Figures:
     }
 
 
+def run_open(server: Server, name: str, *, clusters: int, rounds: int) -> Figures:
+    """Add and delete a qcow2 node on a large image, often; both commands together are one opening."""
+    make_large(server.directory / name, clusters=clusters)
+    client = server.qmp()
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        file = {"driver": "file", "filename": name}
+        client.command("blockdev-add", driver="qcow2", node_name="large", file=file)
+        client.command("blockdev-del", node_name="large")
+        times.append(time.perf_counter() - started)
+    client.close()
+    return {"ms": statistics.median(times) * 1e3}
+
+
 def import_milliseconds(runs: int) -> float:
     """Return the median time of starting Python with the packages nobody can do without."""
     times = []
@@ -199,9 +215,3 @@ def import_milliseconds(runs: int) -> float:
         subprocess.run([sys.executable, "-c", "import trio, attrs, cattrs"], check=True)
         times.append(time.perf_counter() - started)
     return statistics.median(times) * 1e3
-
-
-RAW = Image(name="raw.img", format="raw", size=256 * MIB)
-COLD = Image(name="cold.img", format="raw", size=256 * MIB)
-QCOW2 = Image(name="full.qcow2", format="qcow2", size=256 * MIB)
-EMPTY = Image(name="empty.qcow2", format="qcow2-empty", size=1024 * MIB)

@@ -1,9 +1,8 @@
-"""Images to serve, and a daemon under measurement."""
+"""A daemon under measurement."""
 
 from __future__ import annotations
 
 import os
-import random
 import socket
 import subprocess
 import time
@@ -11,92 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
-import attrs
-
+from tests.bench.images import Image
 from tests.oracle import QmpClient
 
-MIB = 1 << 20
 NBD_SOCKET = "nbd.sock"
 QMP_SOCKET = "qmp.sock"
 START_TIMEOUT = 30.0  # seconds
-
-
-@attrs.frozen(kw_only=True)
-class Image:
-    """A file to export; `fresh` ones are made anew for every run."""
-
-    name: str
-    format: str  # raw | qcow2 | qcow2-empty
-    size: int
-
-    @property
-    def is_fresh(self) -> bool:
-        return self.format == "qcow2-empty"
-
-    @property
-    def driver(self) -> str:
-        return "file" if self.format == "raw" else "qcow2"
-
-    def make(self, directory: Path) -> None:
-        """Write the image; contents are random so that nothing is a hole."""
-        path = directory / self.name
-        if self.is_fresh:
-            path.unlink(missing_ok=True)
-            _qemu_img("create", "-f", "qcow2", os.fspath(path), str(self.size))
-            return
-        if path.exists():
-            return
-        raw = path if self.format == "raw" else path.with_suffix(".tmp")
-        block = random.Random(1).randbytes(MIB)
-        with open(raw, "wb") as file:
-            for index in range(self.size // MIB):
-                file.write(block[index % 997 :] + block[: index % 997])
-        if raw != path:
-            _qemu_img("convert", "-f", "raw", "-O", "qcow2", os.fspath(raw), os.fspath(path))
-            raw.unlink()
-        _cache_in_pages(path)
-
-    def warm(self, directory: Path) -> None:
-        """Bring the file into the page cache, and let no earlier write be under way to the disk."""
-        with open(directory / self.name, "rb", buffering=0) as file:
-            os.fsync(file.fileno())
-            while file.read(4 * MIB):
-                pass
-
-    def argv(self, export: str) -> list[str]:
-        """Return the options that export this image under the name `export`."""
-        argv = ["--blockdev", f"driver=file,node-name={export}-file,filename={self.name}"]
-        node = f"{export}-file"
-        if self.driver != "file":
-            node = f"{export}-format"
-            argv += ["--blockdev", f"driver={self.driver},node-name={node},file={export}-file"]
-        return [
-            *argv,
-            "--export",
-            f"type=nbd,id={export},node-name={node},name={export},writable=on",
-        ]
-
-
-def _cache_in_pages(path: Path) -> None:
-    """Fill the page cache as random I/O does: page by page.
-
-    A file that was just written, or read ahead, lies in the cache in large folios. There a new kernel
-    takes 25 microseconds for a write of 4 KiB, ten times what it takes in single pages, whoever writes:
-    one would measure the kernel.
-    """
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        for offset in range(0, os.fstat(fd).st_size, 4096):
-            os.pread(fd, 4096, offset)
-    finally:
-        os.close(fd)
-
-
-def _qemu_img(*argv: str) -> None:
-    subprocess.run(["qemu-img", *argv], check=True, stdout=subprocess.DEVNULL)
 
 
 @final
