@@ -19,6 +19,7 @@ that were under way when they were freed may still read or write them (``begin_i
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from array import array
 from typing import TYPE_CHECKING, Final, final
@@ -28,6 +29,7 @@ import trio
 
 from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2 import layout as lay
+from qsd_trio.block.drivers.qcow2.freed import FreedClusters
 from qsd_trio.block.drivers.qcow2.layout import (
     COPIED,
     OFFSET_MASK,
@@ -91,10 +93,7 @@ class Metadata:
     pass_discard: tuple[bool, bool, bool] = attrs.field(init=False, default=(False, False, False))
     #: Whether a cluster that is discarded keeps its place.
     discard_no_unref: bool = attrs.field(init=False, default=False)
-    #: (cluster, epoch, whether to discard) of clusters that lost a reference
-    _pending: list[tuple[int, int, bool]] = attrs.field(init=False, factory=list)
-    _io: dict[int, None] = attrs.field(init=False, factory=dict)
-    _epoch: int = attrs.field(init=False, default=0)
+    _freed: FreedClusters = attrs.field(init=False)
     _write_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     _header_lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     #: Number of the last run of _write_back that began, and that succeeded.
@@ -108,6 +107,10 @@ class Metadata:
     #: With lazy refcounts: the file's length that is sure to survive a crash; 0: nothing is sure.
     _ahead: int = attrs.field(init=False, default=0)
     _writing_l2: dict[int, list[int]] = attrs.field(init=False, factory=dict)
+    #: Slices that nobody asked for since the last ``clean_caches``: where they are, and their words.
+    _aged: dict[int, tuple[int, array[int], array[int] | None]] = attrs.field(
+        init=False, factory=dict
+    )
     _loading: dict[int, trio.Event] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -148,6 +151,7 @@ class Metadata:
             locations=self.locations,
             fresh_from=(file.getlength() + self.cluster_size - 1) >> cluster_bits,
         )
+        self._freed = FreedClusters(self.refcounts, functools.partial(discard_file, file))
         await locate(self)
         return self
 
@@ -225,6 +229,8 @@ class Metadata:
             offset = self.slice_offset(number)
             if not offset:
                 return None
+            if self._rejuvenate(number, offset):
+                continue
             loading = self._loading.get(number)
             if loading is not None:
                 await loading.wait()
@@ -246,6 +252,7 @@ class Metadata:
         return from_disk(await read_file(self.file, offset, length))
 
     def _put_slice(self, number: int, words: array[int]) -> None:
+        self._aged.pop(number, None)
         if self.extended:
             self.l2[number] = words[::2]
             self.subclusters[number] = words[1::2]
@@ -317,7 +324,7 @@ class Metadata:
         bits = size.bit_length() - 1 - self._entry_bits
         if bits != self.slice_bits:
             await self.write_back()
-            self._drop_l2(None)
+            self.forget_l2()
             if not self.l2 and not self._loading:  # else a request came in between: not now
                 self.slice_bits = bits
 
@@ -340,125 +347,106 @@ class Metadata:
     async def make_room(self, slices: int = 1) -> None:
         """Keep the caches within their limits, writing back if too much in them is dirty."""
         limit = max(self.l2_limit - slices, 0)
-        if len(self.l2) > limit or len(self.refcounts.blocks) > self.refcounts.limit:
+        blocks, most_blocks = self.refcounts.blocks, self.refcounts.limit
+        if len(self.l2) + len(self._aged) > limit or len(blocks) > most_blocks:
             self._evict(limit)
-            if len(self.l2) > limit or len(self.refcounts.blocks) > 2 * self.refcounts.limit:
-                too_many = len(self.refcounts.blocks) > 2 * self.refcounts.limit
-                await self.write_back(accurate=too_many)
+            if len(self.l2) > limit or len(blocks) > 2 * most_blocks:
+                await self.write_back(accurate=len(blocks) > 2 * most_blocks)
                 self._evict(limit)
 
     def _evict(self, limit: int) -> None:
         """Drop the oldest clean slices until ``limit`` are left, and refcount blocks likewise."""
-        surplus = len(self.l2) - limit
+        surplus = len(self.l2) + len(self._aged) - limit
+        for number in tuple(self._aged)[: max(surplus, 0)]:
+            self._drop_aged(number)
+            surplus -= 1
         if surplus > 0:
             self._drop_l2(surplus)
         self.refcounts.evict()
 
+    def clean_caches(self) -> None:
+        """Drop what nobody asked for since this was called last.
+
+        The fast path keeps no record of what it uses. So all clean slices are put aside here; who asks for
+        one finds it there, without I/O, and what nobody asked for goes the next time.
+        """
+        for number in tuple(self._aged):
+            self._drop_aged(number)
+        for number in self._clean_slices(None):
+            self._aged[number] = (
+                self.slice_offset(number),
+                self.l2.pop(number),
+                self.subclusters.pop(number, None),
+            )
+        self.refcounts.drop_unused()
+
+    def _rejuvenate(self, number: int, offset: int) -> bool:
+        """Put a slice back into the cache that was put aside, if it is the one at ``offset``."""
+        place, entries, bitmaps = self._aged.pop(number, (0, None, None))
+        if entries is None or place != offset:
+            return False
+        self.l2[number] = entries
+        if bitmaps is not None:
+            self.subclusters[number] = bitmaps
+        return True
+
+    def _drop_aged(self, number: int) -> None:
+        place, _, _ = self._aged.pop(number)
+        self._note_dropped(number, place & -self.cluster_size)
+
     def forget_l2(self) -> None:
-        """Drop the cached L2 tables, all of them clean: the disk has changed under them."""
+        """Drop the cached L2 tables but dirty ones."""
+        for number in tuple(self._aged):
+            self._drop_aged(number)
         self._drop_l2(None)
 
-    def _drop_l2(self, limit: int | None) -> None:
-        clean = [
+    def _clean_slices(self, limit: int | None) -> list[int]:
+        """Return the oldest clean slices, at most ``limit``."""
+        clean = (
             number
             for number in self.l2
             if number not in self.dirty_l2 and number not in self._writing_l2
-        ]
-        for number in clean[:limit]:
+        )
+        return list(itertools.islice(clean, limit))
+
+    def _drop_l2(self, limit: int | None) -> None:
+        for number in self._clean_slices(limit):
             self.forget_slice(number)
 
     def forget_slice(self, number: int) -> None:
-        """Drop a slice, and the note where its L2 table is when no other slice of it is left."""
+        """Drop a slice of the cache."""
         del self.l2[number]
         self.subclusters.pop(number, None)
         index = number >> (self.l2_bits - self.slice_bits)
-        if not any(other in self.l2 for other in self.slices_of(index)):
-            self.locations.evicted(self.l1[index] & OFFSET_MASK, ACTIVE_L2)
+        self._note_dropped(number, self.l1[index] & OFFSET_MASK)
+
+    def _note_dropped(self, number: int, table: int) -> None:
+        """Forget where an L2 table is when no slice of it is left."""
+        slices = self.slices_of(number >> (self.l2_bits - self.slice_bits))
+        if not any(other in self.l2 or other in self._aged for other in slices):
+            self.locations.evicted(table, ACTIVE_L2)
 
     # -- freed clusters --------------------------------------------------------------------------------
 
     def begin_io(self) -> int:
         """Keep clusters that are freed from now on from being used again until ``end_io``."""
-        self._epoch += 1
-        self._io[self._epoch] = None
-        return self._epoch
+        return self._freed.begin_io()
 
     def end_io(self, token: int) -> None:
         """End what ``begin_io`` began."""
-        del self._io[token]
+        self._freed.end_io(token)
 
     def free(self, offset: int, length: int, reason: int) -> None:
         """Drop a reference to the clusters of a range, once the disk no longer has it.
 
         ``reason`` is an index into ``pass_discard``: 0 a request, 1 a snapshot, 2 other.
         """
-        discard = self.pass_discard[reason]
-        bits = self.cluster_bits
-        for cluster in range(offset >> bits, ((offset + length - 1) >> bits) + 1):
-            self._pending.append((cluster, self._epoch, discard))
+        self._freed.add(offset, length, discard=self.pass_discard[reason])
 
     @property
     def pending_bytes(self) -> int:
         """Bytes of clusters that wait to be free."""
-        return len(self._pending) << self.cluster_bits
-
-    def _releasable(self) -> list[tuple[int, int, bool]]:
-        """Take the freed clusters that no request under way can be using."""
-        if not self._io:
-            taken, self._pending = self._pending, []
-            return taken
-        oldest = next(iter(self._io))
-        taken = [item for item in self._pending if item[1] < oldest]
-        self._pending = [item for item in self._pending if item[1] >= oldest]
-        return taken
-
-    async def _release(self, items: list[tuple[int, int, bool]]) -> None:
-        """Lower the refcounts of ``items``; empties the list as it goes."""
-        refcounts = self.refcounts
-        items.sort(reverse=True)
-        while items:
-            number = items[-1][0] >> refcounts.bits
-            if await refcounts.block(number) is None:
-                log.warning("qcow2: cluster %#x is freed but was free", items.pop()[0])
-                continue
-            last = [items.pop()]
-            while items and items[-1][0] >> refcounts.bits == number:
-                last.append(items.pop())
-            if any(item[2] for item in last):
-                # Still counted as used, so nobody writes to them meanwhile.
-                try:
-                    await self._discard(last)
-                except BaseException:
-                    items.extend(reversed(last))
-                    raise
-            if number not in refcounts.blocks:
-                items.extend(reversed(last))
-                continue
-            for item in last:
-                refcounts.decrement_nowait(item[0])
-
-    async def _discard(self, items: list[tuple[int, int, bool]]) -> None:
-        """Discard in the file those of ``items``, all of one cached block, that become free."""
-        refcounts = self.refcounts
-        start = end = -1
-        block = refcounts.blocks[items[0][0] >> refcounts.bits]
-        doomed = [
-            cluster
-            for cluster, _, discard in items
-            if discard
-            and block.get(cluster & refcounts.mask) == 1
-            # There the next compressed cluster may be written meanwhile.
-            and cluster != refcounts.tail >> self.cluster_bits
-        ]
-        for cluster in [*doomed, -1]:
-            if cluster != end:
-                if start >= 0:
-                    offset = start << self.cluster_bits
-                    length = min(end << self.cluster_bits, self.file.getlength()) - offset
-                    if length > 0:
-                        await discard_file(self.file, offset, length)
-                start = cluster
-            end = cluster + 1
+        return len(self._freed.pending) << self.cluster_bits
 
     # -- writing back ------------------------------------------------------------------------------------
 
@@ -468,7 +456,7 @@ class Metadata:
         return bool(
             self.dirty_l2
             or self.dirty_l1
-            or self._pending
+            or self._freed.pending
             or self.refcounts.dirty_blocks
             or self.refcounts.dirty_table
         )
@@ -541,7 +529,7 @@ class Metadata:
         data_first, self._data_first = self._data_first or not lazily, False
         tables, self.dirty_l2 = self.dirty_l2, {}
         sectors, self.dirty_l1 = self.dirty_l1, set()
-        frees = self._releasable()
+        frees = self._freed.take()
         self._writing_l2, refcounts.writing = tables, blocks
         try:
             block_writes = self._block_writes(blocks)
@@ -580,7 +568,7 @@ class Metadata:
             released = bool(frees)
             if released:
                 await self.file.flush()
-                await self._release(frees)
+                await self._freed.release(frees)
             if released and not lazily:
                 freed, refcounts.dirty_blocks = refcounts.dirty_blocks, {}
                 blocks = refcounts.writing = _merged(blocks, freed)
@@ -590,7 +578,7 @@ class Metadata:
             refcounts.dirty_table |= entries
             self.dirty_l2 = _merged(tables, self.dirty_l2)
             self.dirty_l1 |= sectors
-            self._pending += frees
+            self._freed.pending += frees
             self._data_first |= data_first
             raise
         finally:
@@ -640,7 +628,10 @@ async def read_into(file: Child, offset: int, iov: Sequence[memoryview], length:
 
 
 async def discard_file(file: Child, offset: int, length: int) -> None:
-    """Discard a piece of the image file; a file that cannot is no error."""
+    """Discard a piece of the image file, as far as it goes; a file that cannot is no error."""
+    length = min(length, file.getlength() - offset)
+    if length <= 0:
+        return
     try:
         await file.pdiscard(offset, length)
     except OSError as exc:

@@ -136,6 +136,16 @@ class Refcounts:
         for number in clean[:surplus]:
             self.drop_block(number)
 
+    def drop_unused(self) -> None:
+        """Drop every clean block but the one that new clusters come from."""
+        for number in tuple(self.blocks):
+            if not (
+                number in self.dirty_blocks
+                or number in self.writing
+                or number == self.free_index >> self.bits
+            ):
+                self.drop_block(number)
+
     def drop_block(self, number: int) -> None:
         """Drop a clean block from memory."""
         del self.blocks[number]

@@ -17,6 +17,7 @@ import trio
 
 from qsd_trio.block.drivers.qcow2 import check
 from qsd_trio.block.drivers.qcow2 import layout as lay
+from qsd_trio.block.drivers.qcow2.freed import runs
 from qsd_trio.block.drivers.qcow2.layout import COMPRESSED, COPIED, OFFSET_MASK
 from qsd_trio.block.drivers.qcow2.metadata import discard_file, read_file
 from qsd_trio.block.drivers.qcow2.refblock import pack, unpack
@@ -24,8 +25,6 @@ from qsd_trio.block.drivers.qcow2.refcounts import to_disk
 from qsd_trio.errors import os_error, with_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from qsd_trio.block.abc import Child
     from qsd_trio.block.drivers.qcow2.check import Census
     from qsd_trio.block.drivers.qcow2.metadata import Metadata
@@ -266,26 +265,9 @@ class _Repair:
         """Give the file's space of leaked clusters back, unless something broken may lead to them."""
         if self.census.corruptions:
             return
-        for start, count in runs(self.leaked):
-            offset = start << self._cluster_bits
-            there = self.metadata.file.getlength() - offset
-            length = min(count << self._cluster_bits, there)
-            if length > 0:
-                await discard_file(self.metadata.file, offset, length)
-
-
-def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Return (first, count) of the runs in ascending numbers."""
-    first = count = 0
-    for number in numbers:
-        if count and number == first + count:
-            count += 1
-            continue
-        if count:
-            yield first, count
-        first, count = number, 1
-    if count:
-        yield first, count
+        for first, count in runs(self.leaked):
+            bits = self._cluster_bits
+            await discard_file(self.metadata.file, first << bits, count << bits)
 
 
 async def _write_changes(file: Child, offset: int, old: array[int], new: array[int]) -> None:

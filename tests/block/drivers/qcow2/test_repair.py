@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsd_trio.block.drivers.qcow2 import check as census
+from qsd_trio.block.drivers.qcow2.freed import runs
 from qsd_trio.block.drivers.qcow2.metadata import Metadata
 from qsd_trio.block.drivers.qcow2.refblock import pack, unpack
-from qsd_trio.block.drivers.qcow2.repair import runs
 from qsd_trio.errors import QmpError
 from qsd_trio.testing.memory import FakeOpener, MemoryDriver, pattern
 from qsd_trio.testing.recorder import Journal
