@@ -276,6 +276,10 @@ class Opener(Protocol):
         """
         ...
 
+    def every(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Call ``function`` every ``seconds`` until what is returned is called."""
+        ...
+
     def emit(self, event: str, **data: Json) -> None:
         """Emit a QMP event (BLOCK_IMAGE_CORRUPTED ...)."""
         ...

@@ -21,6 +21,7 @@ from qsd_trio.block.names import NODE_NAME_MAX, FilenamePolicy, NodeNames, check
 from qsd_trio.block.opener import GraphCreateOpener, NodeOpener
 from qsd_trio.block.options import NodeFlags, explicit_generic, inherit_generic, node_flags
 from qsd_trio.block.permissions import check_conflicts, cumulative, default_child_permissions
+from qsd_trio.block.timers import Timers
 from qsd_trio.errors import QmpError
 from qsd_trio.registry import block_drivers
 
@@ -54,6 +55,7 @@ class BlockGraph:
         self.policy = FilenamePolicy()
         self.nodes: dict[str, Node] = {}
         self.backends: list[BlockBackend] = []
+        self.timers = Timers()
         self._names = NodeNames()
         self._lock = trio.Lock()
         self._idle = trio.Event()
@@ -448,8 +450,18 @@ def _ancestors(nodes: Iterable[Node]) -> set[Node]:
 async def open_block_graph(events: EventBus, objects: ObjectTable) -> AsyncGenerator[BlockGraph]:
     """Open an empty graph; leaving flushes and closes every node, also under cancellation."""
     graph = BlockGraph(events, objects)
-    try:
-        yield graph
-    finally:
-        with trio.CancelScope(shield=True):
-            await graph.close_all()
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(graph.timers.run)
+        try:
+            try:
+                yield graph
+            finally:
+                with trio.CancelScope(shield=True):
+                    await graph.close_all()
+        except BaseException as exc:
+            failure = exc
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        # Raised here, it is not wrapped in a group: the timers have no part in it.
+        raise failure

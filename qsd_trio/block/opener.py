@@ -160,6 +160,10 @@ class NodeOpener:
             raise QmpError(f"Bottom node '{bottom}' is a filter")
         return node, self._graph.freeze_chain(self._graph.nodes[top.node_name], node)
 
+    def every(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Call ``function`` every ``seconds`` until what is returned is called."""
+        return self._graph.timers.every(seconds, function)
+
     def emit(self, event: str, **data: Json) -> None:
         """Emit a QMP event."""
         self._graph.events.emit(event, **data)

@@ -234,6 +234,7 @@ class FakeOpener:
         self.objects = dict(objects or {})
         self.bitmaps = DirtyBitmaps()
         self.events: list[tuple[str, dict[str, Json]]] = []
+        self.timers: list[tuple[float, Callable[[], None]]] = []
         self.backing_asked: tuple[str | None, str | None] | None = None
 
     def make_read_only(self, message: str) -> None:
@@ -282,6 +283,12 @@ class FakeOpener:
         if node is None:
             raise QmpError(f"Bottom node '{bottom}' not found")
         return node, lambda: None
+
+    def every(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Keep the function in ``timers``, as long as it is to be called."""
+        timer = (seconds, function)
+        self.timers.append(timer)
+        return lambda: self.timers.remove(timer)
 
     def emit(self, event: str, **data: Json) -> None:
         """Keep the event."""

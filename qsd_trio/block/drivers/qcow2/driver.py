@@ -69,6 +69,8 @@ class Qcow2(FormatDriver):
     opener: Opener
     writable: bool
     bitmap_store: bitmaps.BitmapStore | None = None
+    #: Ends the cleaning of the caches.
+    _stop_cleaning: Callable[[], None] | None = attrs.field(init=False, default=None)
     #: Whether a corruption that was not fatal has been reported.
     reported: bool = False
     #: Whether much of what is allocated is a hole in the file (preallocation); None: not looked yet.
@@ -119,6 +121,7 @@ class Qcow2(FormatDriver):
         )
         if driver.writable:
             await driver._clear_unknown_autoclear()
+        driver._clean_caches_every(runtime.cache_clean_interval)
         return driver
 
     @property
@@ -143,6 +146,13 @@ class Qcow2(FormatDriver):
             except OSError as exc:
                 raise QmpError(f"Could not update qcow2 header: {exc.strerror}") from exc
 
+    def _clean_caches_every(self, seconds: int) -> None:
+        if self._stop_cleaning is not None:
+            self._stop_cleaning()
+            self._stop_cleaning = None
+        if seconds:
+            self._stop_cleaning = self.opener.every(seconds, self.image.metadata.clean_caches)
+
     async def _repair_late(self) -> None:
         """Repair an image that was read-only until now; if that fails, nobody must write to it."""
         try:
@@ -153,6 +163,7 @@ class Qcow2(FormatDriver):
 
     async def aclose(self) -> None:
         """Store the dirty bitmaps, write back what is cached."""
+        self._clean_caches_every(0)
         if self.image.broken:
             return
         try:
@@ -358,6 +369,7 @@ class Qcow2(FormatDriver):
             _apply(runtime, self.image.metadata)
             self.opener = opener
             metadata.lazy = lazy
+            self._clean_caches_every(runtime.cache_clean_interval)
             if writable and not self.writable:
                 await self._repair_late()
             await snapshots.locate_all(metadata, runtime.overlap_check)
