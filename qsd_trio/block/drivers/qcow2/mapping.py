@@ -37,7 +37,9 @@ class FastPath:
         self._odd = image.odd
         self._in_place = image.in_place
         self.set_slices()
-        if image.extended or image.external:
+        if image.crypt is not None:
+            self.map_read = self.map_write = self._map_nothing  # type: ignore[method-assign]
+        elif image.extended or image.external:
             self.map_read = self._map_read_general  # type: ignore[method-assign]
             self.map_write = self._map_write_general  # type: ignore[method-assign]
 
@@ -45,6 +47,9 @@ class FastPath:
         """Take over the unit of the L2 cache."""
         self._slice_shift = self.image.slice_shift
         self._slice_mask = self.image.slice_mask
+
+    def _map_nothing(self, offset: int, length: int) -> None:
+        """Leave everything to the slow path: all bytes go through the cipher."""
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -275,6 +280,7 @@ class _Allocation:
         self._offset = offset
         self._end = end
         self._entries = entries
+        self._last = len(entries) - 1
         self._first = offset >> image.cluster_bits
         self._bitmaps: array[int] | None = None
         if image.extended:
@@ -337,7 +343,7 @@ class _Allocation:
                 return None
             host = (self._cluster + self._count) << image.cluster_bits
             fresh = self._cluster >= self._refcounts.fresh_from
-        if not self._may_leave_rest(at, bitmap, fresh=fresh):
+        if (at == 0 or at == self._last) and not self._may_leave_rest(at, bitmap, fresh=fresh):
             return None
         self._count += 1
         if self._bitmaps is not None:
