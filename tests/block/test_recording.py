@@ -130,7 +130,7 @@ async def test_truncation_changes_the_size_and_marks_nothing() -> None:
 
 
 async def test_a_readonly_bitmap_keeps_writes_off() -> None:
-    node, driver, bitmap = recorded()
+    node, driver, _ = recorded()
     node.bitmaps.set_readonly(["b"], True)
     assert node.map_write(0, 512) is None
     for write in (

@@ -29,7 +29,7 @@ from qsd_trio.errors import QmpError, os_error, with_errno
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
     from qsd_trio.block.drivers.qcow2.bitmap_directory import Entry
@@ -42,9 +42,9 @@ log = logging.getLogger(__name__)
 SECTOR: Final = 512
 #: Memory that the bitmaps of an image may take together when it opens.
 MAX_LOADED: Final = 1 << 30
-#: Bytes of bitmap tables that are read to account for an image's clusters; QEMU's own bitmaps of the
-#: largest kind have 64 KiB of them, with the usual clusters.
-MAX_TABLES: Final = 128 << 20
+#: Bytes of bitmap tables that are read to account for an image's clusters: enough for bitmaps of
+#: MAX_LOADED bytes in the smallest clusters.
+MAX_TABLES: Final = 16 << 20
 #: Entries of a directory looked at between two checkpoints.
 _STEP: Final = 512
 
@@ -78,7 +78,7 @@ class BitmapStore:
             return store
         found = []
         loaded = 0
-        async for entry in _directory(metadata):
+        for entry in await _read_directory(metadata):
             name = entry.name.decode("utf-8", "surrogateescape")
             lost = bool(entry.flags & form.IN_USE)
             if not lost:
@@ -290,8 +290,8 @@ class BitmapStore:
         leaving = [entry for name, entry in self.entries.items() if entries.get(name) is not entry]
         unused = [region for entry in leaving for region in await self._regions_of(entry)]
         new = await self._write_directory(entries, written) if entries else None
-        # What the header is to refer to has to be there, and be counted.
-        await metadata.write_back()
+        # What the header is to refer to has to be there, and be counted, even if refcounts are lazy.
+        await metadata.write_back(accurate=True)
         await metadata.file.flush()
         written.clear()
         await metadata.update_header(lambda header: _with_extension(header, new))
@@ -361,24 +361,23 @@ def _with_extension(header: Header, extension: form.Extension | None) -> Header:
     )
 
 
-async def regions(metadata: Metadata) -> AsyncIterator[tuple[int, int]]:
-    """Go through all clusters that an image's bitmaps use, as (offset, length).
+async def regions(metadata: Metadata) -> list[tuple[int, int]]:
+    """Return (offset, length) of everything that an image's bitmaps use.
 
-    Raises QmpError if the directory is broken, OSError if a table is or cannot be read. The tables
-    read are bounded by MAX_TABLES (EFBIG).
+    Raises QmpError if the directory is broken, OSError if a table is or cannot be read, or if the tables
+    are longer than MAX_TABLES (EFBIG).
     """
     extension = form.find_extension(metadata.header)
     if extension is None:
-        return
-    yield extension.offset, extension.size
-    total = 0
-    async for entry in _directory(metadata):
-        total += entry.table_size * 8
-        if total > MAX_TABLES:
-            raise os_error(errno.EFBIG)
+        return []
+    found = [(extension.offset, extension.size)]
+    entries = await _read_directory(metadata)
+    if sum(entry.table_size for entry in entries) * 8 > MAX_TABLES:
+        raise os_error(errno.EFBIG)
+    for entry in entries:
         table = await _read_table(metadata, entry)
-        for region in _regions(entry, table, metadata.cluster_size):
-            yield region
+        found += _regions(entry, table, metadata.cluster_size)
+    return found
 
 
 def _regions(entry: Entry, table: array[int], cluster_size: int) -> list[tuple[int, int]]:
@@ -386,8 +385,8 @@ def _regions(entry: Entry, table: array[int], cluster_size: int) -> list[tuple[i
     return [(entry.table_offset, entry.table_size * 8), *data]
 
 
-async def _directory(metadata: Metadata) -> AsyncIterator[Entry]:
-    """Read the directory, which exists, and go through it. Raises QmpError."""
+async def _read_directory(metadata: Metadata) -> list[Entry]:
+    """Read the directory, which exists. Raises QmpError."""
     extension = form.find_extension(metadata.header)
     assert extension is not None
     try:
@@ -400,10 +399,12 @@ async def _directory(metadata: Metadata) -> AsyncIterator[Entry]:
         size=metadata.header.size,
         cluster_size=metadata.cluster_size,
     )
-    for number, entry in enumerate(parsed):
-        if not number % _STEP:
+    entries: list[Entry] = []
+    for entry in parsed:
+        if not len(entries) % _STEP:
             await trio.lowlevel.checkpoint()
-        yield entry
+        entries.append(entry)
+    return entries
 
 
 async def _read_table(metadata: Metadata, entry: Entry) -> array[int]:

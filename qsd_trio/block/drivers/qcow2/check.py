@@ -140,7 +140,7 @@ async def references_of(metadata: Metadata) -> References:
         if kind == EXT_CRYPTO and len(data) >= _REGION.size:
             regions.append(_REGION.unpack_from(data))
     regions.append((metadata.header.snapshots_offset, metadata.snapshots_size))
-    regions += [region async for region in bitmaps.regions(metadata)]
+    regions += await bitmaps.regions(metadata)
     length = metadata.file.getlength()
     l1_tables = []
     for entry in metadata.snapshots:

@@ -89,7 +89,7 @@ async def opened(
         children["backing"] = backing
     opener = FakeOpener(children, read_only=read_only)
     driver = await Qcow2.open(opener, BlockdevOptionsQcow2(file="file", **options))
-    node = node_over(driver, node_name="node", read_only=read_only)
+    node = node_over(driver, node_name="node", read_only=read_only, bitmaps=opener.bitmaps)
     node.opener = opener
     assert node.cumulative == (Perm.ALL, Perm.ALL)
     if backing is not None:
