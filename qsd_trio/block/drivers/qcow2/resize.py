@@ -120,7 +120,8 @@ async def grow_l1(image: Image, needed: int) -> None:
     try:
         table = metadata.l1 + array("Q", bytes((needed - len(metadata.l1)) * 8))
         await image.file.pwritev(offset, [memoryview(to_disk(table))])
-        await metadata.write_back()
+        # The header is not to name what is not counted, even if refcounts are lazy: no dirty bit says so.
+        await metadata.write_back(accurate=True)
         await image.file.flush()
         await metadata.update_header(
             lambda header: attrs.evolve(header, l1_size=needed, l1_table_offset=offset)

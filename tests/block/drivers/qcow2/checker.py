@@ -389,5 +389,7 @@ class _Checker:
         if self.report.dirty:
             return
         count = self.counts.get(offset >> self.bits, 0)
-        if bool(entry & COPIED) != (count == 1):
+        if count == 1 and not entry & COPIED:
+            self.errors.append(f"COPIED flag missing: {what} {entry:#x}")
+        elif count != 1 and entry & COPIED:
             self.errors.append(f"COPIED flag of {what} {entry:#x}: refcount {count}")
