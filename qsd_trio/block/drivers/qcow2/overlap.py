@@ -6,6 +6,7 @@ The places are kept in one dict, of the kinds that the option asks for: the fast
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import TYPE_CHECKING, Final, final
 
@@ -110,11 +111,14 @@ class Locations(dict[int, str]):
         """Note metadata of one kind, if they are not too many to keep."""
         if kind not in self.protected:
             return
-        for offset in offsets:
-            if len(self) >= MAX_LOCATIONS:
-                self._partial = True
-                return
-            self.setdefault(offset, kind)
+        new = dict.fromkeys(offsets, kind)
+        for offset in self.keys() & new.keys():
+            del new[offset]
+        room = max(MAX_LOCATIONS - len(self), 0)
+        if len(new) > room:
+            self._partial = True
+            new = dict(itertools.islice(new.items(), room))
+        self.update(new)
 
     def drop(self, offset: int, kind: str) -> None:
         """Note that metadata of a kind is no longer at ``offset``; a snapshot may still have its own there."""
@@ -148,7 +152,9 @@ class Locations(dict[int, str]):
         ``cluster`` is the offset of the cluster in question; offset and length of the write are for the text.
         """
         kind = self.get(cluster)
-        if kind is not None and kind != own:
+        if kind == own:
+            kind = self._snapshots.get(cluster)
+        if kind is not None:
             raise CorruptImageError(
                 f"Preventing invalid write on metadata (overlaps with {kind})",
                 fatal=True,
@@ -175,7 +181,10 @@ async def _note_tables(locations: Locations, table: array[int], mask: int, kind:
     """Note where the entries of an L1 or refcount table lead."""
     for start in range(0, len(table), _STEP):
         entries = table[start : start + _STEP]
-        locations.note_many([entry & mask for entry in entries if entry & mask], kind)
+        # Most of a large table is zero: cut that off before looking at each entry.
+        used = (len(entries.tobytes().rstrip(b"\0")) + 7) // 8
+        offsets = [entry & mask for entry in entries[:used] if entry]
+        locations.note_many(filter(None, offsets), kind)
         await trio.lowlevel.checkpoint()
 
 

@@ -13,22 +13,21 @@ from __future__ import annotations
 
 import errno
 from array import array
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
 
 import attrs
 import trio
 
 from qsd_trio.block.drivers.qcow2 import layout as lay
-from qsd_trio.block.drivers.qcow2 import overlap, snapshot_table
-from qsd_trio.block.drivers.qcow2.compressed import parse_entry
+from qsd_trio.block.drivers.qcow2 import overlap, sharing, snapshot_table
+from qsd_trio.block.drivers.qcow2.check import STEP, read_words
 from qsd_trio.block.drivers.qcow2.layout import (
-    COMPRESSED,
     COPIED,
     OFFSET_MASK,
     CorruptImageError,
 )
-from qsd_trio.block.drivers.qcow2.metadata import L1_SECTOR, discard_file, read_file
+from qsd_trio.block.drivers.qcow2.metadata import read_file
 from qsd_trio.block.drivers.qcow2.overlap import (
     INACTIVE_L1,
     INACTIVE_L2,
@@ -37,43 +36,36 @@ from qsd_trio.block.drivers.qcow2.overlap import (
 )
 from qsd_trio.block.drivers.qcow2.refcounts import from_disk, to_disk
 from qsd_trio.block.drivers.qcow2.snapshot_table import NO_ICOUNT, Entry
+from qsd_trio.block.drivers.qcow2.writing import FREED_BY_SNAPSHOT, FREED_OTHERWISE
 from qsd_trio.block.snapshots import Snapshot, SnapshotStore
 from qsd_trio.errors import QmpError, os_error, with_errno
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
     from qsd_trio.block.drivers.qcow2.image import Image
     from qsd_trio.block.drivers.qcow2.metadata import Metadata
 
-# Indices into Metadata.pass_discard.
-FREED_BY_SNAPSHOT: Final = 1
-FREED_OTHERWISE: Final = 2
-
-#: Bytes of a table that are read, and looked at between two checkpoints, at a time.
+#: Bytes of the snapshot table that are read at a time.
 PIECE: Final = 64 << 10
 #: Bytes of snapshots' L1 tables that are looked through for where they have L2 tables.
 MAX_INACTIVE_BYTES: Final = 64 << 20
-#: L1 entries looked at between two checkpoints.
-L1_STEP: Final = 4096
-_EVERYTHING: Final = 1 << 64  # batches of references: more than there can be
 
 
 async def load(metadata: Metadata) -> None:
     """Read the snapshot table. Raises QmpError."""
     header = metadata.header
     parser = snapshot_table.parse(header.nb_snapshots, header.size)
-    offset, buffered = header.snapshots_offset, b""
+    buffered, at = b"", 0
     size = 0
     try:
         wanted = next(parser)
         while True:
-            while len(buffered) < wanted:
-                buffered += await read_file(metadata.file, offset, PIECE)
-                offset += PIECE
-            size += wanted
-            answer, buffered = buffered[:wanted], buffered[wanted:]
-            wanted = parser.send(answer)
+            while at + wanted > len(buffered):
+                offset = header.snapshots_offset + size + len(buffered) - at
+                buffered, at = buffered[at:] + await read_file(metadata.file, offset, PIECE), 0
+            at, size = at + wanted, size + wanted
+            wanted = parser.send(buffered[at - wanted : at])
     except StopIteration as stop:
         metadata.snapshots = stop.value
         metadata.snapshots_size = size
@@ -111,19 +103,11 @@ async def locate(metadata: Metadata) -> None:
             left -= length
             if left < 0 or len(places) >= MAX_LOCATIONS:
                 break
-            async with aclosing(_words(metadata, offset, length)) as pieces:
-                async for words in pieces:
-                    for word in words:
-                        if word & OFFSET_MASK:
-                            places.setdefault(word & OFFSET_MASK, INACTIVE_L2)
+            for start in range(0, length // 8, STEP):
+                for word in await read_words(metadata, offset, start, length // 8):
+                    if word & OFFSET_MASK:
+                        places.setdefault(word & OFFSET_MASK, INACTIVE_L2)
     metadata.locations.set_snapshots(places)
-
-
-async def _words(metadata: Metadata, offset: int, length: int) -> AsyncGenerator[array[int]]:
-    """Read a table piece by piece, with a checkpoint after each."""
-    for at in range(0, length, PIECE):
-        yield from_disk(await read_file(metadata.file, offset + at, min(PIECE, length - at)))
-        await trio.lowlevel.checkpoint()
 
 
 @final
@@ -153,13 +137,13 @@ class Snapshots(SnapshotStore):
         l1 = array("Q", [word & ~COPIED for word in metadata.l1])
         try:
             async with self._changing():
-                await self._set_flags(clear=True)
+                await sharing.clear_flags(metadata)
                 await self._settle()
-                await self._add_references(l1)
+                await sharing.add_references(metadata, l1)
                 try:
                     entry, table = await self._store(snapshot, l1)
                 except BaseException:
-                    await self._drop_references(l1)
+                    await sharing.drop_references(metadata, l1)
                     raise
                 await self._install([*metadata.snapshots, entry], *table)
         except CorruptImageError as exc:
@@ -185,9 +169,9 @@ class Snapshots(SnapshotStore):
             async with self._changing():
                 await self._install(rest, *await self._store_table(rest))
                 what = "Failed to free the cluster and L1 table"
-                with trio.CancelScope(shield=True):
-                    await self._drop_references(l1)
-                    await self._drop_clusters(entry.l1_table_offset, length)
+                with trio.CancelScope(shield=True):  # nothing can be taken back any more
+                    await sharing.drop_references(metadata, l1)
+                    await sharing.drop_region(metadata, entry.l1_table_offset, length)
                 what = "Failed to update snapshot status in disk"
         except CorruptImageError as exc:
             await self.report(exc)
@@ -210,9 +194,9 @@ class Snapshots(SnapshotStore):
             yield
         finally:
             with trio.CancelScope(shield=True):
-                await self._set_flags()
-                await self._settle()
                 await locate(metadata)
+                await sharing.set_flags(metadata)
+                await self._settle()
                 await metadata.make_clean()
 
     async def _settle(self) -> None:
@@ -286,168 +270,6 @@ class Snapshots(SnapshotStore):
         metadata.snapshots, metadata.snapshots_size = entries, length
         if old_length:
             metadata.free(old_offset, old_length, FREED_BY_SNAPSHOT)
-
-    # -- references ----------------------------------------------------------------------------------
-
-    async def _references(self, l1: array[int]) -> AsyncGenerator[tuple[int, list[int]]]:
-        """Yield what L1 entries lead to, as (refcount block, indices there); a cluster may come again."""
-        metadata, refcounts = self._metadata, self._metadata.refcounts
-        for index, word in enumerate(l1):
-            table = word & OFFSET_MASK
-            if not table:
-                continue
-            if table & (metadata.cluster_size - 1):
-                raise CorruptImageError(
-                    f"L2 table offset {table:#x} unaligned (L1 index: {index:#x})", fatal=True
-                )
-            at = 0
-            async with aclosing(_words(metadata, table, metadata.cluster_size)) as pieces:
-                async for words in pieces:
-                    entries = words[::2] if metadata.extended else words
-                    clusters = self._clusters(entries, table, at)
-                    at += len(entries)
-                    for block, indices in _by_block(clusters, refcounts.bits).items():
-                        yield block, indices
-            # After what it holds: when it is free it may be discarded.
-            number = table >> metadata.cluster_bits
-            yield number >> refcounts.bits, [number & refcounts.mask]
-
-    def _clusters(self, entries: array[int], table: int, first: int) -> list[int]:
-        """Return the host clusters that L2 entries, ``first`` and on of a table, refer to."""
-        bits, mask = self._metadata.cluster_bits, self._metadata.cluster_size - 1
-        plain = [entry & OFFSET_MASK for entry in entries if entry and not entry & COMPRESSED]
-        clusters = [host >> bits for host in plain if host]
-        if any(host & mask for host in plain):
-            for at, entry in enumerate(entries, first):
-                host = entry & OFFSET_MASK
-                if host & mask and not entry & COMPRESSED:
-                    raise CorruptImageError(
-                        f"Cluster allocation offset {host:#x} unaligned"
-                        f" (L2 offset: {table:#x}, L2 index: {at:#x})",
-                        fatal=True,
-                    )
-        if len(plain) < len(entries):
-            for entry in entries:
-                if entry & COMPRESSED:
-                    offset, length = parse_entry(entry, bits)
-                    clusters.extend(range(offset >> bits, ((offset + length - 1) >> bits) + 1))
-        return clusters
-
-    async def _add_references(self, l1: array[int]) -> None:
-        """Count the references of another L1 table like this. Raises OSError with nothing counted."""
-        done = 0
-        try:
-            async with aclosing(self._references(l1)) as batches:
-                async for block, indices in batches:
-                    await self._metadata.make_room(0)
-                    await self._metadata.refcounts.add(block, indices, 1)
-                    done += 1
-        except BaseException:
-            await self._drop_references(l1, done)
-            raise
-
-    async def _drop_references(self, l1: array[int], batches: int = _EVERYTHING) -> None:
-        """Take back the references of an L1 table that is gone, or their first ``batches``."""
-        with trio.CancelScope(shield=True):
-            async with aclosing(self._references(l1)) as references:
-                async for block, indices in references:
-                    if not batches:
-                        break
-                    batches -= 1
-                    await self._drop(block, indices)
-
-    async def _drop_clusters(self, offset: int, length: int) -> None:
-        """Take back the references that the snapshot table has to an L1 table."""
-        bits = self._metadata.cluster_bits
-        clusters = range(offset >> bits, (offset + length + self.image.mask) >> bits)
-        for block, indices in _by_block(clusters, self._metadata.refcounts.bits).items():
-            await self._drop(block, indices)
-
-    async def _drop(self, block: int, indices: Sequence[int]) -> None:
-        metadata = self._metadata
-        await metadata.make_room(0)
-        freed = await metadata.refcounts.add(block, indices, -1)
-        if freed and metadata.pass_discard[FREED_BY_SNAPSHOT]:
-            end = metadata.file.getlength()
-            for start, stop in _runs(freed):
-                offset = start << metadata.cluster_bits
-                length = min(stop << metadata.cluster_bits, end) - offset
-                if length > 0:
-                    await discard_file(metadata.file, offset, length)
-
-    # -- COPIED flags --------------------------------------------------------------------------------
-
-    async def _set_flags(self, *, clear: bool = False) -> None:
-        """Let active entries have a COPIED flag if theirs is the only reference; ``clear``: none has one."""
-        metadata = self._metadata
-        for index in range(len(metadata.l1)):
-            if not index % L1_STEP:
-                await trio.lowlevel.checkpoint()
-            table = metadata.l2_offset(index)
-            if not table:
-                continue
-            await metadata.make_room(0)
-            refcount = await metadata.refcounts.get(table >> metadata.cluster_bits)
-            own = not clear and refcount == 1
-            if own or clear:  # else its entries' clusters are shared as well
-                for number in metadata.slices_of(index):
-                    await self._set_slice_flags(number, clear=clear)
-            word = metadata.l1[index] & ~COPIED | (COPIED if own else 0)
-            if word != metadata.l1[index]:
-                metadata.l1[index] = word
-                metadata.dirty_l1.add(index // L1_SECTOR)
-
-    async def _set_slice_flags(self, number: int, *, clear: bool) -> None:
-        metadata = self._metadata
-        entries = await metadata.slice(number)
-        if entries is None:
-            return
-        flagged = array("Q", [entry & ~COPIED for entry in entries])
-        if not clear:
-            await self._flag_own(flagged)
-        entries = await metadata.slice(number)  # it may have left the cache
-        if entries is not None and flagged != entries:
-            entries[:] = flagged
-            metadata.mark_l2(number, 0, len(flagged) - 1)
-        await trio.lowlevel.checkpoint()
-
-    async def _flag_own(self, entries: array[int]) -> None:
-        """Set the COPIED flag of entries whose cluster has a refcount of 1."""
-        metadata, refcounts = self._metadata, self._metadata.refcounts
-        bits, mask = metadata.cluster_bits, refcounts.mask
-        shift = bits + refcounts.bits
-        places: dict[int, list[int]] = {}
-        for at, entry in enumerate(entries):
-            if entry & OFFSET_MASK and not entry & COMPRESSED:
-                places.setdefault((entry & OFFSET_MASK) >> shift, []).append(at)
-        for number in sorted(places):
-            await metadata.make_room(0)
-            block = await refcounts.block(number)
-            if block is None:
-                continue
-            for at in places[number]:
-                if block.get((entries[at] & OFFSET_MASK) >> bits & mask) == 1:
-                    entries[at] |= COPIED
-
-
-def _by_block(clusters: Iterable[int], bits: int) -> dict[int, list[int]]:
-    """Sort clusters by refcount block: block number -> indices in the block."""
-    mask = (1 << bits) - 1
-    answer: dict[int, list[int]] = {}
-    for cluster in clusters:
-        answer.setdefault(cluster >> bits, []).append(cluster & mask)
-    return answer
-
-
-def _runs(clusters: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, end) of the runs in a sorted list."""
-    start = previous = clusters[0]
-    for cluster in clusters[1:]:
-        if cluster != previous + 1:
-            yield start, previous + 1
-            start = cluster
-        previous = cluster
-    yield start, previous + 1
 
 
 def _shown(entry: Entry) -> Snapshot:

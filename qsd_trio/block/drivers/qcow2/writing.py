@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from qsd_trio.block.abc import Iov
     from qsd_trio.block.drivers.qcow2.image import Image
 
+# Reasons: indices into Metadata.pass_discard.
 FREED_BY_REQUEST: Final = 0
+FREED_BY_SNAPSHOT: Final = 1
 FREED_OTHERWISE: Final = 2
 
 _ZEROES: Final = memoryview(bytes(2 << 20))  # the largest cluster
@@ -111,11 +113,7 @@ async def _write_some(
             return run
         await metadata.refcounts.prepare()
     _check_overlap(image, host, run)
-    token = metadata.begin_io()
-    try:
-        await image.data.pwritev(host, iov_slice(iov, 0, run))
-    finally:
-        metadata.end_io(token)
+    await image.write_data(offset, host, iov_slice(iov, 0, run))
     return run
 
 
@@ -184,19 +182,16 @@ async def _write_new(
     metadata, bits = image.metadata, image.cluster_bits
     end = offset + length
     first, last = offset >> bits, (end - 1) >> bits
+    fresh = fresh and image.crypt is None  # zeroes on the disk are not zeroes for the guest
     job = InFlight(first, last)
     image.in_flight.append(job)
     try:
         start, stop = await _borders(image, offset, end)
         before = await _untouched(image, start, offset - start, fresh=fresh)
         after = await _untouched(image, end, stop - end, fresh=fresh)
-        token = metadata.begin_io()
-        try:
-            at = host + (offset - (first << bits)) - (len(before) if before else 0)
-            pieces = [piece for piece in (before, *iov, after) if piece]
-            await image.data.pwritev(at, pieces)
-        finally:
-            metadata.end_io(token)
+        begin = offset - (len(before) if before else 0)
+        pieces = [piece for piece in (before, *iov, after) if piece]
+        await image.write_data(begin, host + begin - (first << bits), pieces)
         await metadata.slice_for_write(offset >> image.slice_shift)
     except BaseException:
         if taken:

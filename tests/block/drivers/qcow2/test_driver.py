@@ -119,7 +119,6 @@ async def test_cache_sizes() -> None:
         (72, ">Q", 4, True, "'data-file' is required for this image"),
         (32, ">I", 1, True, "Encrypted"),
         (32, ">I", 2, True, "Encrypted"),
-        (60, ">I", 1, True, "internal snapshots"),
         (88, ">Q", 2, True, "data-file-raw requires a data file"),
         (112, ">Q", 0x23852875 << 32 | 24, False, "dirty bitmaps"),
     ],
