@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.oracle import OURS, REAL, Daemon, compare, qmp
+import pytest
+
+from tests.oracle import OURS, REAL, Call, Daemon, compare, qmp
 from tests.peers import requires
 
 pytestmark = requires("qemu-storage-daemon", "qemu-img", "qemu-io", "nbdinfo")
@@ -258,3 +263,232 @@ def nbdinfo(directory: Path, name: str, *arguments: str) -> str:
 
 def nbd_map(directory: Path, name: str, context: str) -> str:
     return nbdinfo(directory, name, f"--map={context}")
+
+
+def bitmap_image(directory: Path) -> bytes:
+    """Make ``good``: three bitmaps by QEMU's own tools, one of them disabled."""
+    for line in (
+        "create -q -f qcow2 good 64M",
+        "bitmap --add good b1",
+        "bitmap --add -g 4096 good b2",
+    ):
+        qemu_img(directory, *line.split())
+    writes = ("-c", "write 0 100k", "-c", "write 10M 1M")
+    subprocess.run(
+        ["qemu-io", *writes, "good"], cwd=directory, check=True, timeout=60, capture_output=True
+    )
+    qemu_img(directory, "bitmap", "--add", "--disable", "good", "b3")
+    return (directory / "good").read_bytes()
+
+
+def qemu_img(directory: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["qemu-img", *arguments], cwd=directory, check=True, timeout=60, capture_output=True, text=True
+    ).stdout  # fmt: skip
+
+
+# Where a field is, (struct format, offset from there), and values at and around its limits.
+FIELDS: dict[str, list[tuple[str, int, list[int]]]] = {
+    "extension": [
+        (">I", -4, [16, 32]),
+        (">I", 0, [0, 2, 4, 65535, 65536]),
+        (">I", 4, [1]),
+        (">Q", 8, [0, 8, 88, 97, 104, 65535 * 1024, 65535 * 1024 + 1, 2**64 - 1]),
+        (">Q", 16, [0, 1, 1 << 40, 2**63, 2**64 - 65536]),
+    ],
+    "entry": [
+        (">Q", 0, [0, 1, 512, 1 << 40, 1 << 62, 2**64 - 65536]),
+        (">I", 8, [0, 2, 8192, 8193, 2**32 - 1]),
+        (">I", 12, [0, 1, 2, 3, 4, 0x80000002]),
+        (">B", 16, [0, 2]),
+        (">B", 17, [8, 9, 12, 31, 32, 255]),
+        (">H", 18, [0, 1, 3, 1023, 1024, 65535]),
+        (">I", 20, [1, 8, 2**32 - 1]),
+        (">B", 25, [0, ord("2")]),
+    ],
+    "table": [(">Q", 0, [1, 2, 512, 65537, 1 << 40, 1 << 55, 1 << 63])],
+    "autoclear": [(">Q", 0, [0])],
+}
+
+
+def mutants(good: bytes) -> Iterator[tuple[str, bytes]]:
+    extension = good.index(struct.pack(">II", 0x23852875, 24)) + 8
+    (entry,) = struct.unpack_from(">Q", good, extension + 16)
+    (table,) = struct.unpack_from(">Q", good, entry)
+    places = {"extension": extension, "entry": entry, "table": table, "autoclear": 88}
+    for place, fields in FIELDS.items():
+        for form, at, values in fields:
+            for value in values:
+                data = bytearray(good)
+                struct.pack_into(form, data, places[place] + at, value)
+                yield f"{place}-{at}-{value:x}", bytes(data)
+
+
+def test_each_field_of_stored_bitmaps(tmp_path: Path) -> None:
+    """Read-only and writable: the same text, or the same bitmaps, also after the image was closed."""
+    some = dict(mutants(bitmap_image(tmp_path)))
+
+    def setup(directory: Path) -> None:
+        for name, data in some.items():
+            (directory / name).write_bytes(data)
+
+    steps: list[Json] = []
+    for name in some:
+        for read_only in (True, False, True):
+            steps += [
+                node("qcow2", "n", name, read_only=read_only),
+                QUERY,
+                qmp("blockdev-del", node_name="n"),
+            ]
+    compare([], steps, setup=setup, ignore=["actual-size"], check_stderr=False)
+
+
+def test_life_of_stored_bitmaps(tmp_path: Path) -> None:
+    """Inconsistent ones, reopening, removal, resizing, storing: replies, and what is left in the image."""
+    good = bitmap_image(tmp_path)
+    (entry,) = struct.unpack_from(
+        ">Q", good, good.index(struct.pack(">II", 0x23852875, 24)) + 8 + 16
+    )
+    data = bytearray(good)
+    struct.pack_into(">I", data, entry + 12, 3)
+
+    def setup(directory: Path) -> None:
+        images(directory)
+        (directory / "lost").write_bytes(data)
+        (directory / "good").write_bytes(good)
+
+    def reopen(read_only: bool, filename: str = "lost") -> Json:
+        file = {"driver": "file", "filename": filename}
+        options = {"driver": "qcow2", "node-name": "n", "file": file, "read-only": read_only}
+        return qmp("blockdev-reopen", options=[options])
+
+    def left(name: str) -> Json:
+        return Call(lambda directory: stored(directory, name))
+
+    compare(
+        [],
+        [
+            node("qcow2", "n", "lost"),
+            *(command(verb, name="b1") for verb in ("clear", "enable", "disable")),
+            command("add", name="b1", persistent=True),
+            merge("n", "b2", "b1"),
+            merge("n", "b1", "b2"),
+            sha256("b1"),
+            sha256("b2"),
+            SERVER,
+            export("e", "b1", writable=True),
+            qmp("block_resize", node_name="n", size=128 * MIB),
+            QUERY,
+            reopen(True),
+            QUERY,
+            left("lost"),
+            *(command(verb, name="b2") for verb in ("clear", "enable", "disable", "remove")),
+            command("remove", name="b1"),
+            merge("n", "b3", "b2"),
+            command("add", name="tmp"),
+            command("add", name="later", persistent=True),
+            reopen(False),
+            QUERY,
+            command("remove", name="b1"),
+            QUERY,
+            qmp("block_resize", node_name="n", size=128 * MIB),
+            qmp("block_resize", node_name="n", size=50 * MIB + 512),
+            command("enable", name="b2"),
+            merge("n", "b3", "b2"),
+            command("add", name="b1", persistent=True, granularity=512),
+            command("add", name="é", persistent=True, disabled=True),
+            export("e", "b2", writable=True),
+            qmp("block_resize", node_name="n", size=64 * MIB),
+            command("remove", name="b2"),
+            qmp("block-export-del", id="e"),
+            QUERY,
+            qmp("blockdev-del", node_name="n"),
+            left("lost"),
+            node("qcow2", "n", "lost", read_only=True),
+            QUERY,
+            *(sha256(name) for name in ("b1", "b2", "b3", "later", "é")),
+            qmp("blockdev-del", node_name="n"),
+            node("qcow2", "n", "good"),
+            *(command("remove", name=f"b{number}") for number in (1, 2, 3)),
+            QUERY,
+            qmp("blockdev-del", node_name="n"),
+            left("good"),
+            node("qcow2", "v2", "v2"),
+            command("add", node="v2", persistent=True),
+        ],
+        setup=setup,
+        ignore=["actual-size"],
+    )  # fmt: skip
+
+
+def stored(directory: Path, name: str) -> Json:
+    """Return the bitmaps that qemu-img sees in a sound image."""
+    check = json.loads(qemu_img(directory, "check", "-U", "--output=json", name))
+    info = json.loads(qemu_img(directory, "info", "-U", "--output=json", name))
+    assert not {"corruptions", "leaks", "check-errors"} & {k for k, v in check.items() if v}
+    return info["format-specific"]["data"].get("bitmaps")
+
+
+@pytest.mark.parametrize("writer", [REAL, OURS], ids=["theirs", "ours"])
+def test_one_stores_the_other_loads(sock_dir: Path, writer: tuple[str, ...]) -> None:
+    reader = OURS if writer is REAL else REAL
+    qemu_img(sock_dir, "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "plain", "64M")
+    argv = [
+        "--blockdev", "driver=qcow2,node-name=n,discard=unmap,file.driver=file,file.filename=plain",
+        "--nbd-server", "addr.type=unix,addr.path=s",
+    ]  # fmt: skip
+    names = {"fine": 512, "usual": 65536, "huge": 1 << 31, "off": 4096}
+    sums = []
+    for turn, program in enumerate((writer, reader, writer)):
+        with Daemon(program, argv, sock_dir, monitor=True) as daemon:
+            run = daemon.qmp.command
+            if not turn:
+                for name, granularity in names.items():
+                    run(
+                        "block-dirty-bitmap-add", node="n", name=name, persistent=True,
+                        granularity=granularity, disabled=name == "off",
+                    )  # fmt: skip
+            found = [
+                run("x-debug-block-dirty-bitmap-sha256", node="n", name=name) for name in names
+            ]
+            if turn:
+                assert found == sums
+            for info in run("query-named-block-nodes", flat=True):
+                for bitmap in info.get("dirty-bitmaps", ()):
+                    assert bitmap["recording"] is (bitmap["name"] != "off")
+                    assert bitmap["granularity"] == names[bitmap["name"]]
+            run("block-export-add", id="w", type="nbd", name="w", node_name="n", writable=True)
+            qemu_io(
+                sock_dir, "w", [f"write {turn}M 3000", f"write {30 + turn}M 2M", "discard 0 1M"]
+            )
+            if turn == 1:
+                run("block-dirty-bitmap-merge", node="n", target="off", bitmaps=["fine"])
+            sums = [run("x-debug-block-dirty-bitmap-sha256", node="n", name=name) for name in names]
+        assert len(stored(sock_dir, "plain")) == len(names)
+
+
+def test_killed_daemons_leave_bitmaps_that_nobody_believes(sock_dir: Path) -> None:
+    argv = [
+        "--blockdev", "driver=qcow2,node-name=n,file.driver=file,file.filename=plain",
+        "--nbd-server", "addr.type=unix,addr.path=s",
+        "--export", "type=nbd,id=w,name=w,node-name=n,writable=on",
+    ]  # fmt: skip
+    images(sock_dir)
+    qemu_img(sock_dir, "bitmap", "--add", "plain", "b")
+    with Daemon(OURS, argv, sock_dir, monitor=True) as daemon:
+        qemu_io(sock_dir, "w", ["write 1M 64k", "flush"])
+        daemon.process.kill()
+        daemon.process.wait(20)
+    (sock_dir / "s").unlink(missing_ok=True)
+    info = json.loads(qemu_img(sock_dir, "info", "--output=json", "plain"))
+    (bitmap,) = info["format-specific"]["data"]["bitmaps"]
+    assert bitmap["flags"] == ["in-use", "auto"]
+    with Daemon(OURS, argv, sock_dir, monitor=True) as daemon:
+        (infos,) = [
+            node["dirty-bitmaps"]
+            for node in daemon.qmp.command("query-named-block-nodes", flat=True)
+            if "dirty-bitmaps" in node
+        ]
+        assert infos[0]["inconsistent"] is True
+        daemon.qmp.command("block-dirty-bitmap-remove", node="n", name="b")
+    assert stored(sock_dir, "plain") is None
