@@ -398,7 +398,6 @@ def test_life_of_stored_bitmaps(tmp_path: Path) -> None:
             command("add", name="b1", persistent=True, granularity=512),
             command("add", name="é", persistent=True, disabled=True),
             export("e", "b2", writable=True),
-            qmp("block_resize", node_name="n", size=64 * MIB),
             command("remove", name="b2"),
             qmp("block-export-del", id="e"),
             QUERY,
