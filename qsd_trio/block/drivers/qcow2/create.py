@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from qsd_trio.block.abc import ReqFlag, create_driver
+from qsd_trio.block.drivers.qcow2 import encryption, overlap, resize
 from qsd_trio.block.drivers.qcow2 import layout as lay
-from qsd_trio.block.drivers.qcow2 import resize
 from qsd_trio.block.drivers.qcow2.compressed import COMPRESSION_TYPES
 from qsd_trio.block.drivers.qcow2.header import EXT_DATA_FILE, OUR_V3_SIZE, V2_SIZE, Header
 from qsd_trio.block.drivers.qcow2.image import Image
@@ -18,6 +18,7 @@ from qsd_trio.errors import QmpError, with_errno
 
 if TYPE_CHECKING:
     from qsd_trio.block.abc import Child, CreateOpener
+    from qsd_trio.block.encryption import NewLuks
     from qsd_trio.untyped import Options
 
 
@@ -37,7 +38,8 @@ async def create(opener: CreateOpener, options: Options) -> None:
         if name:
             header = attrs.evolve(header, extensions=[(EXT_DATA_FILE, name)])
     try:
-        await write_image(file, header, options.size, prealloc, data)
+        crypt = await encryption.plan(opener, options.encrypt) if options.encrypt else None
+        await write_image(file, header, options.size, prealloc, data, crypt)
     except OSError as exc:
         raise with_errno("Could not create the qcow2 image", exc) from exc
 
@@ -112,8 +114,6 @@ def plan(options: Options) -> tuple[Header, str]:
             "Non-zlib compression type is only supported with compatibility level 1.1 and above"
             " (use version=v3 or greater)"
         )
-    if options.encrypt is not None:
-        raise QmpError("Encrypted qcow2 images are not supported yet")
     backing_format = options.backing_fmt.value if options.backing_fmt is not None else None
     header = Header(
         version=version,
@@ -135,7 +135,12 @@ def plan(options: Options) -> tuple[Header, str]:
 
 
 async def write_image(
-    file: Child, header: Header, size: int, prealloc: str, data_file: Child | None = None
+    file: Child,
+    header: Header,
+    size: int,
+    prealloc: str,
+    data_file: Child | None = None,
+    crypt: NewLuks | None = None,
 ) -> None:
     """Write an empty image of ``size`` bytes: header, refcount table, refcount block, L1 table."""
     try:
@@ -153,6 +158,7 @@ async def write_image(
     _, data = block.to_bytes(0, cluster_size * 8 // (1 << header.refcount_order) - 1)
     await file.pwritev(2 * cluster_size, [memoryview(data)])
     metadata = await Metadata.load(file, header)
+    await overlap.locate(metadata)
     metadata.data = data_file or file
     image = Image(file=file, data=metadata.data, metadata=metadata, size=0, version=header.version)
     try:
@@ -164,6 +170,8 @@ async def write_image(
     except QmpError as exc:
         raise QmpError(f"Could not resize image: {exc}") from exc
     await metadata.write_back()
+    if crypt is not None:
+        await encryption.install(metadata, crypt)
     if data_file is not None:
         await data_file.flush()
     await file.flush()

@@ -35,7 +35,7 @@ from qsd_trio.block.drivers.qcow2.layout import (
     OFFSET_MASK,
     CorruptImageError,
 )
-from qsd_trio.block.drivers.qcow2.overlap import ACTIVE_L2, REFBLOCK, Locations, locate
+from qsd_trio.block.drivers.qcow2.overlap import ACTIVE_L2, REFBLOCK, Locations
 from qsd_trio.block.drivers.qcow2.refcounts import Refcounts, from_disk, to_disk
 from qsd_trio.errors import QmpError
 from qsd_trio.iov import iov_slice, iov_zero
@@ -122,7 +122,10 @@ class Metadata:
 
     @classmethod
     async def load(cls, file: Child, header: Header) -> Metadata:
-        """Read the L1 and the refcount table. Their sizes were checked with the header."""
+        """Read the L1 and the refcount table. Their sizes were checked with the header.
+
+        Where metadata is has to be noted then (overlap.locate).
+        """
         cluster_bits = header.cluster_bits
         try:
             l1 = from_disk(await read_file(file, header.l1_table_offset, header.l1_size * 8))
@@ -152,7 +155,6 @@ class Metadata:
             fresh_from=(file.getlength() + self.cluster_size - 1) >> cluster_bits,
         )
         self._freed = FreedClusters(self.refcounts, functools.partial(discard_file, file))
-        await locate(self)
         return self
 
     # -- the header ----------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ class Metadata:
         offset = self.l1[index] & OFFSET_MASK
         if offset & (self.cluster_size - 1):
             raise CorruptImageError(
-                f"L2 table offset {offset:#x} unaligned (L1 index: {index:#x})", fatal=True
+                f"L2 table offset {offset:#x} unaligned (L1 index: {lay.c_hex(index)})", fatal=True
             )
         return offset
 
