@@ -160,6 +160,68 @@ def test_opening_and_resizing() -> None:
     compare([], steps, setup=setup, ignore=["actual-size"])
 
 
+#: (name of the image, index of a word in its first L2 table, value)
+CORRUPT = [
+    ("sub", 1, 1 | 1 << 32),  # allocated and zero
+    ("sub", 1, 2 | 1 << 33),  # ... another subcluster than the one that is read
+    ("sub", 3, 1),  # allocated without a host cluster
+    ("sub", 0, 1 << 63 | 0x50200),
+    ("sub", 0, 1 << 63 | 0x50001),  # not the zero flag here
+    ("data", 0, 1 << 63 | 0x10000),
+    ("data", 2, 1 << 63 | 0x10000),
+    ("data", 1, 1 << 62 | 0x10000),
+    ("data", 1, 1 << 63 | 0x10200),
+    ("data", 1, 0x10000),  # not COPIED
+]
+
+
+def test_corrupt_entries() -> None:
+    """Reads of what such an entry says: the same result, the same event."""
+    offsets = [0, 65536, 131072]
+
+    def setup(directory: Path) -> None:
+        for name, options in [("sub", "extended_l2=on"), ("data", "data_file=data.raw")]:
+            qemu_img("create", "-q", "-f", "qcow2", "-o", options, name, "1M", cwd=directory)
+            for offset in (0, 65536):
+                subprocess.run(
+                    ["qemu-io", "-f", "qcow2", "-c", f"write -P 7 {offset} 4k", name],
+                    cwd=directory, capture_output=True, check=True, timeout=60,
+                )  # fmt: skip
+            good = (directory / name).read_bytes()
+            (l1,) = struct.unpack_from(">Q", good, 40)
+            table = struct.unpack_from(">Q", good, l1)[0] & (1 << 56) - 1
+            for number, (which, index, value) in enumerate(CORRUPT):
+                if which == name:
+                    image = bytearray(good)
+                    struct.pack_into(">Q", image, table + index * 8, value)
+                    for offset in offsets:
+                        (directory / f"c{number}-{offset}").write_bytes(image)
+
+    def read(path: Path, offset: int) -> list[str]:
+        url = f"nbd+unix:///n?socket={path}/nbd"
+        done = subprocess.run(
+            ["qemu-io", "-f", "raw", "-c", f"read -P 7 {offset} 512", url],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        lines = (done.stdout + done.stderr).splitlines()
+        return [line for line in lines if "ops/sec" not in line]
+
+    steps: list[Any] = [
+        qmp("nbd-server-start", addr={"type": "unix", "data": {"path": "nbd"}}),
+    ]
+    for number in range(len(CORRUPT)):
+        for turn, offset in enumerate(offsets):
+            steps += [
+                add(f"c{number}-{offset}"),
+                qmp("block-export-add", type="nbd", id="n", node_name="n", writable=True),
+                Call(lambda path, offset=offset: read(path, offset)),
+                qmp("block-export-del", id="n", mode="hard"),
+                Wait("BLOCK_EXPORT_DELETED", skip=number * len(offsets) + turn),
+                qmp("blockdev-del", node_name="n"),
+            ]
+    compare([], steps, setup=setup, check_stderr=False)
+
+
 def test_maps_after_writes(sock_dir: Path) -> None:
     """What qemu-io writes through either daemon looks the same in qemu-img map, and in the files."""
     below = random.Random(1).randbytes(MIB)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qsd_trio.block.abc import Child, Iov
+    from qsd_trio.block.drivers.qcow2.encryption import ImageCipher
 
 
 class Kind(enum.Enum):
@@ -63,6 +64,8 @@ class Image:
     size: int
     version: int
     backing: Child | None = None
+    #: What guest data are encrypted with.
+    crypt: ImageCipher | None = None
     #: A fatal corruption was found: nothing works any more.
     broken: bool = False
     #: Allocating writes, and other changes of L2 entries that take their time.
@@ -235,12 +238,12 @@ class Image:
             return
         host = entry & OFFSET_MASK
         if host & self.mask:
-            raise self._corrupt(f"Cluster allocation offset {host:#x} unaligned", offset)
+            raise self._corrupt(f"Cluster allocation offset {lay.c_hex(host)} unaligned", offset)
         if self.external and host != offset & ~self.mask:
             index = offset >> self.cluster_bits & self.slice_mask
             raise CorruptImageError(
-                f"External data file host cluster offset {host:#x} does not match guest cluster"
-                f" offset: {offset & ~self.mask:#x}, L2 index: {index:#x})",
+                f"External data file host cluster offset {lay.c_hex(host)} does not match guest cluster"
+                f" offset: {lay.c_hex(offset & ~self.mask)}, L2 index: {lay.c_hex(index)})",
                 fatal=True,
             )
 
@@ -249,7 +252,7 @@ class Image:
         index = offset >> self.cluster_bits & self.slice_mask
         table = self.metadata.l2_offset(offset >> self.l1_shift)
         return CorruptImageError(
-            f"{what} (L2 offset: {table:#x}, L2 index: {index:#x})", fatal=True
+            f"{what} (L2 offset: {lay.c_hex(table)}, L2 index: {lay.c_hex(index)})", fatal=True
         )
 
     def allocated_now(self, offset: int, end: int) -> bool:
@@ -291,7 +294,10 @@ class Image:
             if kind is Kind.DATA:
                 token = self.metadata.begin_io()
                 try:
-                    await read_into(self.data, host, part, length)
+                    if self.crypt is None:
+                        await read_into(self.data, host, part, length)
+                    else:
+                        await self.crypt.read(self.data, offset, host, part)
                 finally:
                     self.metadata.end_io(token)
             elif kind is Kind.UNALLOCATED or kind is Kind.PREALLOCATED:
@@ -331,6 +337,17 @@ class Image:
         length = end - offset
         iov_fill(iov_slice(iov, 0, length), memoryview(data)[within : within + length])
         return length
+
+    async def write_data(self, offset: int, host: int, iov: Iov) -> None:
+        """Write guest data, which the guest sees at ``offset``, to ``host``; no table is changed."""
+        token = self.metadata.begin_io()
+        try:
+            if self.crypt is None:
+                await self.data.pwritev(host, iov)
+            else:
+                await self.crypt.write(self.data, offset, host, iov)
+        finally:
+            self.metadata.end_io(token)
 
     # -- a corrupt image -----------------------------------------------------------------------------
 

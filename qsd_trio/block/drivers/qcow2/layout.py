@@ -54,3 +54,8 @@ class CorruptImageError(OSError):
         self.message = message
         self.fatal = fatal
         self.where = where
+
+
+def c_hex(value: int) -> str:
+    """Return a number as C's ``%#x`` prints it: a zero has no prefix."""
+    return f"{value:#x}" if value else "0"

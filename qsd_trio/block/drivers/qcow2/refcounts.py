@@ -19,6 +19,7 @@ from qsd_trio.block.drivers.qcow2.layout import (
     MAX_REFTABLE_BYTES,
     REFTABLE_OFFSET_MASK,
     CorruptImageError,
+    c_hex,
 )
 from qsd_trio.block.drivers.qcow2.overlap import REFBLOCK, REFTABLE
 from qsd_trio.block.drivers.qcow2.refblock import SWAP, parse_refblock
@@ -108,7 +109,7 @@ class Refcounts:
             return None
         if offset & (self.cluster_size - 1):
             raise CorruptImageError(
-                f"Refblock offset {offset:#x} unaligned (reftable index: {number:#x})", fatal=True
+                f"Refblock offset {offset:#x} unaligned (reftable index: {c_hex(number)})", fatal=True
             )
         return await self.read(offset, self.cluster_size)
 

@@ -6,6 +6,8 @@ not ask for the refcount.
 
 from __future__ import annotations
 
+import errno
+import logging
 from array import array
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
@@ -19,6 +21,7 @@ from qsd_trio.block.drivers.qcow2.layout import (
     COPIED,
     OFFSET_MASK,
     CorruptImageError,
+    c_hex,
 )
 from qsd_trio.block.drivers.qcow2.metadata import L1_SECTOR, discard_file
 from qsd_trio.block.drivers.qcow2.writing import FREED_BY_SNAPSHOT
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 
     from qsd_trio.block.drivers.qcow2.metadata import Metadata
+
+log = logging.getLogger(__name__)
 
 _ALL: Final = 1 << 64  # batches of references: more than there can be
 
@@ -63,12 +68,20 @@ async def drop_references(metadata: Metadata, l1: array[int], *, batches: int = 
 
 
 async def drop_region(metadata: Metadata, offset: int, length: int) -> None:
-    """Take a reference from each cluster of a region, as ``drop_references`` does."""
+    """Take a reference from each cluster of a region, as ``drop_references`` does.
+
+    What was free (the region was nobody's, then) stays so, as with QEMU.
+    """
     bits = metadata.cluster_bits
     clusters = range(offset >> bits, (offset + length + metadata.cluster_size - 1) >> bits)
     with trio.CancelScope(shield=True):
         for block, indices in _by_block(clusters, metadata.refcounts.bits).items():
-            await _drop(metadata, block, indices)
+            try:
+                await _drop(metadata, block, indices)
+            except OSError as exc:
+                if exc.errno != errno.EINVAL:
+                    raise
+                log.warning("qcow2: clusters at %#x+%#x are freed but were free", offset, length)
 
 
 async def _drop(metadata: Metadata, block: int, indices: Sequence[int]) -> None:
@@ -97,7 +110,7 @@ async def _references(
             continue
         if table & (metadata.cluster_size - 1):
             raise CorruptImageError(
-                f"L2 table offset {table:#x} unaligned (L1 index: {index:#x})", fatal=True
+                f"L2 table offset {table:#x} unaligned (L1 index: {c_hex(index)})", fatal=True
             )
         for start in range(0, count, STEP):
             entries = await read_words(metadata, table, start, count)
@@ -122,7 +135,7 @@ def _clusters(metadata: Metadata, entries: array[int], table: int, first: int) -
             if host & mask and not entry & COMPRESSED:
                 raise CorruptImageError(
                     f"Cluster allocation offset {host:#x} unaligned"
-                    f" (L2 offset: {table:#x}, L2 index: {at:#x})",
+                    f" (L2 offset: {table:#x}, L2 index: {c_hex(at)})",
                     fatal=True,
                 )
     if len(plain) < len(entries):
