@@ -39,10 +39,13 @@ INLINE: Final = 64 << 10
 BATCH: Final = 256 << 10
 
 
-def password(objects: Objects, id_: str | None) -> bytes:
-    """Return the password that secret ``id_`` holds; QmpError if there is none or it is not text."""
+def password(objects: Objects, id_: str | None, *, prefix: str = "") -> bytes:
+    """Return the password that secret ``id_`` holds; QmpError if there is none or it is not text.
+
+    ``prefix`` is how texts begin the option's name.
+    """
     if id_ is None:
-        raise QmpError("Parameter 'key-secret' is required for cipher")
+        raise QmpError(f"Parameter '{prefix}key-secret' is required for cipher")
     try:
         found = objects.object(id_, UserCreatable)
     except QmpError:
@@ -98,6 +101,8 @@ class HeaderArea:
     child: Child
     start: int = 0
     length: int | None = None
+    read_failure: str = "Unable to read encryption header"
+    write_failure: str = "Unable to write encryption header"
 
     def _check(self, offset: int, length: int) -> None:
         if self.length is not None and offset + length > self.length:
@@ -110,7 +115,7 @@ class HeaderArea:
         try:
             await self.child.preadv(self.start + offset, [memoryview(data)])
         except OSError as exc:
-            raise with_errno("Unable to read encryption header", exc) from exc
+            raise with_errno(self.read_failure, exc) from exc
         return bytes(data)
 
     async def write(self, offset: int, data: bytes) -> None:
@@ -120,7 +125,7 @@ class HeaderArea:
             await self.child.pwritev(self.start + offset, [memoryview(data)])
             await self.child.flush()
         except OSError as exc:
-            raise with_errno("Unable to write encryption header", exc) from exc
+            raise with_errno(self.write_failure, exc) from exc
 
 
 @final
@@ -136,10 +141,16 @@ class LuksVolume:
 
     @classmethod
     async def open(
-        cls, area: HeaderArea, objects: Objects, key_secret: str | None, *, detached: bool = False
+        cls,
+        area: HeaderArea,
+        objects: Objects,
+        key_secret: str | None,
+        *,
+        detached: bool = False,
+        prefix: str = "",
     ) -> Self:
         """Find the key slot that the secret opens. Raises QmpError."""
-        secret = password(objects, key_secret)
+        secret = password(objects, key_secret, prefix=prefix)
         assert key_secret is not None
         header = luks.parse(await area.read(0, luks.HEADER_SIZE), detached=detached)
         key = await find_master_key(area, header, secret)
@@ -318,14 +329,16 @@ class NewLuks:
         await fill_slot(area, self.header, 0, self.key, self.secret, self.milliseconds)
 
 
-async def plan_luks(objects: Objects, options: Options, *, detached: bool = False) -> NewLuks:
+async def plan_luks(
+    objects: Objects, options: Options, *, detached: bool = False, prefix: str = ""
+) -> NewLuks:
     """Choose keys and header for a new volume, from QCryptoBlockCreateOptionsLUKS. Raises QmpError."""
 
     def value(name: str, default: str) -> str:
         member = getattr(options, name)
         return default if member is None else str(member.value)
 
-    secret = password(objects, options.key_secret)
+    secret = password(objects, options.key_secret, prefix=prefix)
     algorithm = value("cipher_alg", "aes-256")
     mode = value("cipher_mode", "xts")
     ivgen = value("ivgen_alg", "plain64")

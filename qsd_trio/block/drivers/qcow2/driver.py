@@ -18,7 +18,15 @@ from qsd_trio.block.abc import (
     StatusFlag,
     block_driver,
 )
-from qsd_trio.block.drivers.qcow2 import bitmaps, compressing, resize, snapshots, writing, zeroing
+from qsd_trio.block.drivers.qcow2 import (
+    bitmaps,
+    compressing,
+    encryption,
+    resize,
+    snapshots,
+    writing,
+    zeroing,
+)
 from qsd_trio.block.drivers.qcow2 import header as hdr
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import options as opts
@@ -33,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from typing import Self
 
-    from qsd_trio.block.abc import Child, Extents, Iov, Opener
+    from qsd_trio.block.abc import Child, Extents, Iov, Objects, Opener
     from qsd_trio.block.drivers.qcow2.header import Header
     from qsd_trio.untyped import Json, Options
 
@@ -47,6 +55,7 @@ class Qcow2(FormatDriver):
     """An open qcow2 image."""
 
     supports_backing: ClassVar[bool] = True
+    supports_amend: ClassVar[bool] = True
     can_compress: ClassVar[bool] = True
     mutable_options: ClassVar[frozenset[str]] = frozenset(
         {
@@ -61,6 +70,7 @@ class Qcow2(FormatDriver):
             "refcount-cache-size",
             "cache-clean-interval",
             "discard-no-unref",
+            "encrypt",
         }
     )
 
@@ -88,7 +98,6 @@ class Qcow2(FormatDriver):
         """Open an image on the node or options in ``options.file``."""
         file = await opener.child("file", options.file, ChildRole.IMAGE)
         header = await read_header(file, read_only=opener.read_only)
-        _refuse_unsupported(header, read_only=opener.read_only)
         runtime = opts.check(options, header, discard_unmap=opener.discard_unmap)
         metadata = await Metadata.load(file, header)
         await snapshots.load(metadata)
@@ -98,6 +107,7 @@ class Qcow2(FormatDriver):
             await _repair(metadata)
             metadata.lazy = _lazy(options, header)
         await snapshots.locate_all(metadata, runtime.overlap_check)
+        crypt = await encryption.open_cipher(file, header, opener, options)
         data = await _open_data_file(opener, options, header)
         metadata.data = data or file
         image = Image(
@@ -106,6 +116,7 @@ class Qcow2(FormatDriver):
             metadata=metadata,
             size=header.size,
             version=header.version,
+            crypt=crypt,
         )
         image.backing = await opener.backing(
             options.backing, header.backing_file, header.backing_format
@@ -116,11 +127,13 @@ class Qcow2(FormatDriver):
             opener=opener,
             writable=not opener.read_only,
         )
+        if driver.writable:
+            bitmaps.check_extension(header)
+            await driver._clear_unknown_autoclear()
+        # Last, as bitmaps in use are lost unless the driver is closed in order.
         driver.bitmap_store = await bitmaps.BitmapStore.load(
             metadata, opener.bitmaps, header.size, writable=driver.writable
         )
-        if driver.writable:
-            await driver._clear_unknown_autoclear()
         driver._clean_caches_every(runtime.cache_clean_interval)
         return driver
 
@@ -187,7 +200,14 @@ class Qcow2(FormatDriver):
         zero_flags = ReqFlag.MAY_UNMAP | ReqFlag.WRITE_UNCHANGED
         if self.image.version >= 3:
             zero_flags |= ReqFlag.NO_FALLBACK
+        crypt: dict[str, int] = {}
+        if self.image.crypt is not None:
+            crypt = {
+                "request_alignment": encryption.SECTOR,
+                "max_transfer": encryption.MAX_TRANSFER,
+            }
         return Limits(
+            **crypt,
             pwrite_zeroes_alignment=1 << self.image.subcluster_bits,
             pdiscard_alignment=self.image.cluster_size,
             write_flags=ReqFlag.WRITE_COMPRESSED | ReqFlag.WRITE_UNCHANGED,
@@ -198,8 +218,8 @@ class Qcow2(FormatDriver):
         )
 
     def has_zero_init(self) -> bool:
-        """A new image reads as zeroes."""
-        return True
+        """A new image reads as zeroes (an encrypted one not where it is preallocated)."""
+        return self.image.crypt is None
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -306,7 +326,9 @@ class Qcow2(FormatDriver):
             await self._corrupt(exc)
             raise
         flags = _STATUS[kind]
-        if kind is Kind.DATA and want_zero:
+        if image.crypt is not None:
+            flags &= ~StatusFlag.OFFSET_VALID
+        elif kind is Kind.DATA and want_zero:
             if self.has_holes is None:
                 self.has_holes = await self._find_holes()
             if self.has_holes:
@@ -350,10 +372,9 @@ class Qcow2(FormatDriver):
         """Take other cache sizes and discard rules; become writable or read-only."""
         runtime = opts.check(options, self.header, discard_unmap=opener.discard_unmap)
         writable = not opener.read_only
-        if writable and not self.writable:
-            _refuse_unsupported(self.header, read_only=False)
-            if self.header.incompatible & lay.INCOMPAT_CORRUPT:
-                raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
+        corrupt = self.header.incompatible & lay.INCOMPAT_CORRUPT
+        if writable and not self.writable and corrupt:
+            raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
         if self.bitmap_store is not None and self.writable and not writable:
             await self.bitmap_store.become_readonly()
         metadata = self.image.metadata
@@ -403,6 +424,8 @@ class Qcow2(FormatDriver):
             "compression-type": COMPRESSION_TYPES[header.compression_type],
             "refcount-bits": 1 << header.refcount_order,
         }
+        if self.image.crypt is not None:
+            data["encrypt"] = self.image.crypt.info()
         if header.version >= 3:
             data["lazy-refcounts"] = bool(header.compatible & lay.COMPAT_LAZY_REFCOUNTS)
             if self.image.external:
@@ -419,6 +442,20 @@ class Qcow2(FormatDriver):
             "dirty-flag": self.image.metadata.would_be_dirty,
             "format-specific": {"type": "qcow2", "data": data},
         }
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether guest data are encrypted."""
+        return self.image.crypt is not None
+
+    def full_options(self) -> Mapping[str, Json]:
+        """Return the id of the secret, not the secret."""
+        crypt = self.image.crypt
+        return {"encrypt.key-secret": crypt.key_secret} if crypt is not None else {}
+
+    async def amend(self, objects: Objects, options: Options, *, force: bool) -> None:
+        """Change key slots (BlockdevAmendOptionsQcow2)."""
+        await encryption.amend(self.image.crypt, objects, options, force=force)
 
     def backing_file(self) -> tuple[str, str | None] | None:
         """Return what the header records of the backing file."""
@@ -476,13 +513,6 @@ async def _open_data_file(opener: Opener, options: Options, header: Header) -> C
     if header.autoclear & lay.AUTOCLEAR_DATA_FILE_RAW:
         raise QmpError("data-file-raw requires a data file")
     return None
-
-
-def _refuse_unsupported(header: Header, *, read_only: bool) -> None:
-    """Refuse what images may contain and we cannot do yet: never guess."""
-    incompatible = header.incompatible
-    if header.crypt_method:
-        raise QmpError("Encrypted qcow2 images are not supported yet")
 
 
 def _lazy(options: Options, header: Header) -> bool:

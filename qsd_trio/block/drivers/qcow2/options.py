@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import attrs
 
-from qsd_trio.block.drivers.qcow2 import overlap
+from qsd_trio.block.drivers.qcow2 import encryption, overlap
 from qsd_trio.block.drivers.qcow2.layout import INCOMPAT_EXTENDED_L2
 from qsd_trio.errors import QmpError
 
@@ -49,9 +49,7 @@ class RuntimeOptions:
 
 def check(options: Options, header: Header, *, discard_unmap: bool) -> RuntimeOptions:
     """Return the options' meaning for an image; QmpError as the real daemon gives it."""
-    if options.encrypt is not None:
-        format_ = options.encrypt.format.value
-        raise QmpError(f"No encryption in image header, but options specified format '{format_}'")
+    encryption.check_options(options, header)
     l2_slices, slice_size, refcount_blocks = _cache_sizes(options, header)
     interval = options.cache_clean_interval
     if interval is not None and not 0 <= interval < 2**32:

@@ -72,7 +72,8 @@ async def _grow(image: Image, size: int, prealloc: str, flags: ReqFlag) -> None:
     try:
         if zero:
             await _zero_growth(image, old, size)
-        if prealloc == "off" and image.raw_external:
+        # An encrypted file says nothing to who reads it alone; and its zeroes would not read as such.
+        if prealloc == "off" and image.raw_external and image.crypt is None:
             # Who reads the data file alone must see what we see: all is allocated.
             await _preallocate(image, old, size, "metadata")
         elif prealloc != "off":

@@ -117,8 +117,8 @@ async def test_cache_sizes() -> None:
     ("at", "form", "value", "read_only", "text"),
     [
         (72, ">Q", 4, True, "'data-file' is required for this image"),
-        (32, ">I", 1, True, "Encrypted"),
-        (32, ">I", 2, True, "Encrypted"),
+        (32, ">I", 1, True, "Parameter 'encrypt.key-secret' is required for cipher"),
+        (32, ">I", 2, True, "Missing CRYPTO header for crypt method 2"),
         (88, ">Q", 2, True, "data-file-raw requires a data file"),
         (112, ">Q", 0x23852875 << 32 | 24, False, "dirty bitmaps"),
     ],
