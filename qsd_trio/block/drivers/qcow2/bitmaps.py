@@ -74,7 +74,7 @@ class BitmapStore:
         """Add the bitmaps of an image to ``bitmaps``. Raises QmpError."""
         size = -(-size // SECTOR) * SECTOR
         store = cls(metadata=metadata, bitmaps=bitmaps, size=size, writable=writable)
-        if find_or_warn(metadata.header, warn=writable) is None:
+        if form.find_extension(metadata.header) is None:
             return store
         found = []
         loaded = 0
@@ -331,15 +331,13 @@ class BitmapStore:
         return _regions(entry, table, self.metadata.cluster_size)
 
 
-def find_or_warn(header: Header, *, warn: bool) -> form.Extension | None:
-    """Return the bitmaps extension; None if there is none to be believed, which is worth a warning."""
-    extension = form.find_extension(header)
-    if extension is None and header.has_extension(hdr.EXT_BITMAPS) and warn:
+def check_extension(header: Header) -> None:
+    """Check the bitmaps extension, if there is one; one that is not to be believed is worth a warning."""
+    if form.find_extension(header) is None and header.has_extension(hdr.EXT_BITMAPS):
         log.warning(
             "a program lacking bitmap support modified this file, so all bitmaps are now considered"
             " inconsistent; some clusters may be leaked, run 'qemu-img check -r' on the image file"
         )
-    return extension
 
 
 def without_stale_extension(header: Header) -> Header:

@@ -133,7 +133,7 @@ async def test_no_crash_makes_a_bitmap_lie(seed: int) -> None:
     disk = await with_bitmaps(cluster_bits=rng.choice([9, 12]))
     before = sound(disk)
     disk = Disk(bytes(disk.data), rng)
-    async with opened(disk) as node:
+    async with opened(disk, lazy_refcounts=seed == 3) as node:
         await write(node, 2 * MIB, b"x" * 5000)
         if seed % 2:
             await store_of(node).remove("off")
@@ -150,7 +150,7 @@ async def test_no_crash_makes_a_bitmap_lie(seed: int) -> None:
     final = {name: each.bits for name, each in after.bitmaps.items()}
     for crash in disk.journal.crashes(rng, 60):
         report = check(crash.images[0])
-        assert report.errors == []
+        assert report.dirty or not report.errors
         for name, found in report.bitmaps.items():
             if found.in_use or found.bits == final.get(name):
                 continue
