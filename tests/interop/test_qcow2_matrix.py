@@ -18,7 +18,7 @@ import qsd_trio
 from qsd_trio.block.abc import Perm, ReqFlag
 from qsd_trio.block.backend import BlockBackend
 from tests.peers import requires
-from tests.qcow2_recipes import AXES, KIB, SECRET, Kitchen, Recipe, recipes
+from tests.qcow2_recipes import KIB, SECRET, Kitchen, Recipe, recipes
 
 pytestmark = requires("qemu-img", "qemu-io")
 
