@@ -18,7 +18,6 @@ from qsd_trio.errors import QmpError, with_errno
 
 if TYPE_CHECKING:
     from qsd_trio.block.abc import Child, CreateOpener
-    from qsd_trio.block.encryption import NewLuks
     from qsd_trio.untyped import Options
 
 
@@ -140,7 +139,7 @@ async def write_image(
     size: int,
     prealloc: str,
     data_file: Child | None = None,
-    crypt: NewLuks | None = None,
+    crypt: encryption.NewEncryption | None = None,
 ) -> None:
     """Write an empty image of ``size`` bytes: header, refcount table, refcount block, L1 table."""
     try:
@@ -171,7 +170,7 @@ async def write_image(
         raise QmpError(f"Could not resize image: {exc}") from exc
     await metadata.write_back()
     if crypt is not None:
-        await encryption.install(metadata, crypt)
+        await crypt.install(metadata)
     if data_file is not None:
         await data_file.flush()
     await file.flush()

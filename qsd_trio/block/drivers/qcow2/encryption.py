@@ -157,32 +157,43 @@ async def amend(
     await cipher.volume.amend(objects, options.encrypt, force=force)
 
 
-async def plan(objects: Objects, options: Options) -> NewLuks:
+@final
+@attrs.frozen
+class NewEncryption:
+    """The encryption that a new image is to get; nothing is written yet."""
+
+    #: None: the old AES, which has no header.
+    luks: NewLuks | None
+
+    async def install(self, metadata: Metadata) -> None:
+        """Put the encryption header into an image that holds no data yet, then say so in its header."""
+        extensions = tuple(metadata.header.extensions)
+        if self.luks is not None:
+            size = metadata.cluster_size
+            length = self.luks.header_length
+            clusters = -(-length // size)
+            offset = await metadata.refcounts.allocate_run(clusters) * size
+            # Unused key material, and what is free of the last cluster, shall not be what was there before.
+            await metadata.file.pwrite_zeroes(offset, clusters * size)
+            await self.luks.write(_area(metadata.file, offset, length))
+            await metadata.write_back()
+            extensions += ((EXT_CRYPTO, _POINTER.pack(offset, length)),)
+        method = AES if self.luks is None else LUKS
+
+        def change(header: Header) -> Header:
+            return attrs.evolve(header, crypt_method=method, extensions=extensions)
+
+        await metadata.update_header(change)
+
+
+async def plan(objects: Objects, options: Options) -> NewEncryption:
     """Choose the keys of a new image, from QCryptoBlockCreateOptions. Raises QmpError."""
-    from qsd_trio.block.encryption import plan_luks
+    from qsd_trio.block.encryption import password, plan_luks
 
-    if options.format.value != "luks":
-        raise QmpError("Creating images with the old encryption 'aes' is not supported; use 'luks'")
-    return await plan_luks(objects, options, prefix=_PREFIX)
-
-
-async def install(metadata: Metadata, new: NewLuks) -> None:
-    """Put an encryption header into an image that holds no data yet, then say so in its header."""
-    size = metadata.cluster_size
-    length = new.header_length
-    clusters = -(-length // size)
-    first = await metadata.refcounts.allocate_run(clusters)
-    offset = first * size
-    # What is free of the last cluster, and the unused key material, shall not be what was there before.
-    await metadata.file.pwrite_zeroes(offset, clusters * size)
-    await new.write(_area(metadata.file, offset, length))
-    await metadata.write_back()
-    pointer = (EXT_CRYPTO, _POINTER.pack(offset, length))
-
-    def change(header: Header) -> Header:
-        return attrs.evolve(header, crypt_method=LUKS, extensions=(*header.extensions, pointer))
-
-    await metadata.update_header(change)
+    if options.format.value == "luks":
+        return NewEncryption(await plan_luks(objects, options, prefix=_PREFIX))
+    password(objects, options.key_secret, prefix=_PREFIX)
+    return NewEncryption(None)
 
 
 def _area(file: Child, offset: int, length: int) -> HeaderArea:
