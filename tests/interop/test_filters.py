@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import random
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.oracle import Wait, compare, qmp
+import pytest
+
+from tests.oracle import OURS, Call, Daemon, Wait, compare, qmp
 from tests.peers import requires
 
-pytestmark = requires("qemu-storage-daemon", "qemu-img")
+pytestmark = requires("qemu-storage-daemon", "qemu-img", "qemu-io", "nbdcopy")
 
 MIB = 1 << 20
 
 
-def qemu_img(*args: object, cwd: Path) -> None:
-    subprocess.run(
-        ["qemu-img", *map(str, args)], cwd=cwd, capture_output=True, timeout=60, check=True
-    )
+def run(*args: object, cwd: Path) -> str:
+    return subprocess.run(
+        [*map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+def qemu_img(*args: object, cwd: Path) -> str:
+    return run("qemu-img", *args, cwd=cwd)
 
 
 def images(directory: Path) -> None:
@@ -213,3 +221,121 @@ def test_snapshot_access() -> None:
         setup=images,
         ignore=["actual-size"],
     )
+
+
+# -- data ----------------------------------------------------------------------------------------------
+
+
+def exported(driver: str, below: Any, *, writable: bool = True) -> list[dict[str, Any]]:
+    """Export a filter as "c" on the socket "s"."""
+    return [
+        add(driver, "c", below),
+        qmp("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}}),
+        qmp("block-export-add", type="nbd", id="e", node_name="c", writable=writable),
+    ]
+
+
+def qemu_io(*commands: str) -> Call:
+    """Have qemu-io do things on the export."""
+    args = [arg for command in commands for arg in ("-c", command)]
+
+    def call(directory: Path) -> list[str]:
+        output = run("qemu-io", "-f", "raw", "nbd+unix:///c?socket=s", *args, cwd=directory)
+        return [line for line in output.splitlines() if "sec" not in line]  # no speeds
+
+    return Call(call)
+
+
+def layout(name: str) -> Call:
+    """Have qemu-img check an image and tell what is where in the chain, but for host offsets."""
+
+    def call(directory: Path) -> list[Any]:
+        qemu_img("check", name, cwd=directory)
+        found = json.loads(qemu_img("map", "--output=json", name, cwd=directory))
+        for item in found:
+            item.pop("offset", None)
+        return found
+
+    return Call(call)
+
+
+# Hard: the daemon may not have noticed yet that the client has gone.
+CLOSE = [qmp("block-export-del", id="e", mode="hard"), Wait("BLOCK_EXPORT_DELETED"), *gone("c")]
+
+
+def test_reads_are_copied_as_the_real_daemon_does() -> None:
+    def setup(directory: Path) -> None:
+        images(directory)
+        data = random.Random(1).randbytes(300_000)
+        (directory / "base.raw").write_bytes(data + bytes(MIB - len(data)))
+
+    compare(
+        [],
+        [
+            *exported("copy-on-read", {"driver": "qcow2", "node-name": "top", "file": file("top")}),
+            qemu_io("read 1000 10", "read 200k 150k", "write -P 7 512k 4k", "read 500k 200k"),
+            qemu_io("read -P 0 1M 512k", "flush"),
+            *CLOSE,
+            layout("top"),
+        ],
+        setup=setup,
+    )
+
+
+def test_writes_are_compressed_as_the_real_daemon_does() -> None:
+    compare(
+        [],
+        [
+            *exported("compress", {"driver": "qcow2", "node-name": "top", "file": file("top")}),
+            qemu_io(
+                "write -P 1 0 64k", "write -P 2 100k 1k", "write -z 256k 64k", "write 320k 256k"
+            ),
+            qemu_io("read -P 1 0 64k", "read -P 2 100k 1k", "read -P 0 101k 27k", "flush"),
+            *CLOSE,
+            layout("top"),
+            Call(lambda directory: qemu_img("check", "top", cwd=directory).splitlines()[1]),
+        ],
+        setup=images,
+    )
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_an_image_is_as_small_as_qemu_img_makes_it(kind: str, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    words = [rng.randbytes(6) for _ in range(400)]
+    content = b"".join(rng.choices(words, k=4 * MIB // 6)) + rng.randbytes(MIB) + bytes(MIB)
+    content += bytes(-len(content) % 65536)
+    (tmp_path / "raw").write_bytes(content)
+    option = f"compression_type={kind}"
+    qemu_img("create", "-qf", "qcow2", "-o", option, "ours", len(content), cwd=tmp_path)
+    qemu_img("convert", "-cO", "qcow2", "-o", option, "raw", "theirs", cwd=tmp_path)
+    argv = ["--blockdev", "driver=compress,node-name=c,file.driver=qcow2,file.file.driver=file"]
+    argv[-1] += ",file.file.filename=ours"
+    argv += ["--nbd-server", "addr.type=unix,addr.path=s"]
+    argv += ["--export", "nbd,id=e,node-name=c,writable=on"]
+    with Daemon(OURS, argv, tmp_path):
+        run("nbdcopy", "raw", "nbd+unix:///c?socket=s", cwd=tmp_path)
+    qemu_img("check", "ours", cwd=tmp_path)
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", "raw", "ours", cwd=tmp_path)
+    sizes = [(tmp_path / name).stat().st_size for name in ("ours", "theirs")]
+    assert sizes[0] <= sizes[1] * 1.02 + 4 * 65536, sizes
+
+
+def test_a_preallocated_file_ends_with_its_data() -> None:
+    """While it is open it is long, afterwards as long as the real daemon leaves it."""
+    over = {"driver": "preallocate", "file": file("odd"), "prealloc-size": MIB}
+
+    def size(directory: Path) -> int:
+        return (directory / "odd").stat().st_size
+
+    steps = [
+        qmp("blockdev-add", driver="qcow2", node_name="c", file=over),
+        qmp("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}}),
+        qmp("block-export-add", type="nbd", id="e", node_name="c", writable=True),
+        qemu_io("write -P 1 0 256k", "flush", "read -P 1 0 256k"),
+        Call(lambda directory: size(directory) % MIB),
+        *CLOSE,
+        Call(size),
+        layout("odd"),
+    ]
+    compare([], steps, setup=images)
