@@ -353,8 +353,6 @@ class Node:
             await trio.lowlevel.checkpoint()
             return
         self._check_write(offset, length)
-        if not self.flags.discard_unmap:
-            flags &= ~ReqFlag.MAY_UNMAP
         end = offset + length
         low = high = offset
         if self._limits.can_write_zeroes:
@@ -603,11 +601,19 @@ class Edge:
         self.map_write = node.map_write
         self.preadv = node.preadv
         self.pwritev = node.pwritev
-        self.pwrite_zeroes = node.pwrite_zeroes
         self.pdiscard = node.pdiscard
         self.flush = node.flush
         self.block_status = node.block_status
         self.truncate = node.truncate
+
+    async def pwrite_zeroes(self, offset: int, length: int, flags: ReqFlag = ReqFlag.NONE) -> None:
+        """Make a range of the child read as zeroes, deallocating it only with ``discard=unmap``.
+
+        As in QEMU that option is not asked for zeroes that come from a user, only from a parent node.
+        """
+        if not self.node.flags.discard_unmap:
+            flags &= ~ReqFlag.MAY_UNMAP
+        await self.node.pwrite_zeroes(offset, length, flags)
 
     def map_read(self, offset: int, length: int) -> Extents | None:
         """Say where the child's bytes are on the host, or None."""

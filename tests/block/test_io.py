@@ -17,6 +17,7 @@ from qsd_trio.block.io import Node
 from qsd_trio.block.options import NodeFlags
 from qsd_trio.events import Event, EventBus
 from qsd_trio.iov import iov_is_zero, iov_size, iov_slice, iov_zero
+from qsd_trio.testing.memory import child_of
 
 SIZE = 8192
 
@@ -28,6 +29,7 @@ class Strict(ProtocolDriver):
     data: bytearray = attrs.field(factory=lambda: bytearray(SIZE))
     told: Limits = attrs.field(factory=Limits)
     log: list[tuple[str, int, int]] = attrs.field(factory=list)
+    zero_flags: list[ReqFlag] = attrs.field(factory=list)
     hold: trio.Event | None = None
     fail: int = 0
 
@@ -70,6 +72,7 @@ class Strict(ProtocolDriver):
 
     async def pwrite_zeroes(self, offset: int, length: int, flags: ReqFlag) -> None:
         self.log.append(("zero", offset, length))
+        self.zero_flags.append(flags)
         if self.fail:
             raise OSError(self.fail, "told to")
         assert offset % self.told.pwrite_zeroes_alignment == 0
@@ -232,6 +235,17 @@ async def test_discard_only_with_unmap_and_in_whole_units() -> None:
     await node.pdiscard(100, 100)
     await node.pdiscard(SIZE - 1500, 1500)
     assert driver.log == [("discard", 1024, 3072), ("discard", 7168, 1024)]
+
+
+async def test_zeroes_of_a_parent_deallocate_only_with_unmap() -> None:
+    """Those of a user do so as they are: QEMU asks for the option on the way to a child only."""
+    flags = ReqFlag.MAY_UNMAP
+    driver = Strict(told=Limits(can_write_zeroes=True, zero_flags=flags))
+    for unmap in (False, True):
+        node = gate(driver, discard_unmap=unmap)
+        await node.pwrite_zeroes(0, 512, flags)
+        await child_of(node).pwrite_zeroes(0, 512, flags)
+    assert driver.zero_flags == [flags, ReqFlag.NONE, flags, flags]
 
 
 @pytest.mark.parametrize("mode", ["on", "unmap"])
