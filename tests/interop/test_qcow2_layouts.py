@@ -9,10 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.oracle import OURS, REAL, Call, Daemon, Wait, compare, qmp
 from tests.peers import requires
 
-pytestmark = requires("qemu-storage-daemon", "qemu-img", "qemu-io")
+pytestmark = requires("qemu-storage-daemon", "qemu-img", "qemu-io", "nbdinfo")
 
 MIB = 1 << 20
 
@@ -222,84 +224,80 @@ def test_corrupt_entries() -> None:
     compare([], steps, setup=setup, check_stderr=False)
 
 
-def test_maps_after_writes(sock_dir: Path) -> None:
-    """What qemu-io writes through either daemon looks the same in qemu-img map, and in the files."""
-    below = random.Random(1).randbytes(MIB)
-    steps = [
-        "write -P 1 64k 200k", "write -P 2 300k 1k", "write -P 3 5000 3000", "write -z 512k 256k",
-        "write -z 515k 4k", "write -zu 70k 20k", "write -z 900k 1k", "write -zu 1M 512k",
-        "discard 128k 64k", "write -P 4 1100k 100", "write -z 2M 500", "write -P 5 2500k 64k",
-        "write -zu 2500k 2k",
+WRITES = [
+    "write -P 1 64k 200k", "write -P 2 300k 1k", "write -P 3 5000 3000", "write -z 512k 256k",
+    "write -z 515k 4k", "write -zu 70k 20k", "write -z 900k 1k", "write -zu 1M 512k",
+    "discard 128k 64k", "write -P 4 1100k 100", "write -z 2M 500", "write -P 5 2500k 64k",
+    "write -zu 2500k 2k", "flush", "quit",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "backed"),
+    [
+        ("cluster_size=64k", False),
+        ("cluster_size=4k", True),
+        ("extended_l2=on", False),
+        ("extended_l2=on,cluster_size=16k", True),
+        ("extended_l2=on,preallocation=metadata", True),
+        ("data_file=data", True),
+        ("data_file=data,extended_l2=on", False),
+        ("data_file=data,data_file_raw=on", False),
+    ],
+)
+def test_what_clients_write(sock_dir: Path, options: str, backed: bool) -> None:
+    """Through either daemon: the same block status over NBD, map by qemu-img, content, raw file."""
+    real, ours = (
+        written(program, sock_dir / name, options, backed=backed)
+        for program, name in ((REAL, "real"), (OURS, "ours"))
+    )
+    for name, value in real.items():
+        assert ours[name] == value, name
+
+
+def written(program: str, directory: Path, options: str, *, backed: bool) -> dict[str, object]:
+    """Make an image, write to it through a daemon; return what is seen of it."""
+    directory.mkdir()
+    (directory / "below").write_bytes(random.Random(1).randbytes(MIB))
+    more = ["-F", "raw", "-b", "below"] if backed else []
+    qemu_img("create", "-q", "-f", "qcow2", "-o", options, *more, "image", "3M", cwd=directory)
+    argv = [
+        "--blockdev", "driver=qcow2,node-name=n,discard=unmap,file.driver=file,file.filename=image",
+        "--nbd-server", "addr.type=unix,addr.path=nbd",
+        "--export", "type=nbd,id=e,name=e,node-name=n,writable=on,allocation-depth=on",
     ]  # fmt: skip
-    for options in [
-        "cluster_size=64k",
-        "cluster_size=4k",
-        "extended_l2=on",
-        "extended_l2=on,cluster_size=16k",
-        "extended_l2=on,preallocation=metadata",
-        "data_file=data",
-        "data_file=data,extended_l2=on",
-        "data_file=data,data_file_raw=on",
-    ]:
-        for backing in (None, "below"):
-            if backing and "raw=on" in options:
-                continue
-            found = []
-            for program in (REAL, OURS):
-                directory = sock_dir / f"{'ours' if program is OURS else 'real'}"
-                subprocess.run(["rm", "-rf", directory], check=True)
-                directory.mkdir()
-                (directory / "below").write_bytes(below)
-                more = ["-F", "raw", "-b", "below"] if backing else []
-                qemu_img(
-                    "create",
-                    "-q",
-                    "-f",
-                    "qcow2",
-                    "-o",
-                    options,
-                    *more,
-                    "image",
-                    "3M",
-                    cwd=directory,
-                )
-                argv = [
-                    "--blockdev", "driver=qcow2,node-name=n,discard=unmap,file.driver=file,file.filename=image",
-                    "--nbd-server", "addr.type=unix,addr.path=nbd",
-                    "--export", "type=nbd,id=e,name=e,node-name=n,writable=on",
-                ]  # fmt: skip
-                url = f"nbd+unix:///e?socket={directory}/nbd"
-                with Daemon(program, argv, directory, monitor=True) as daemon:
-                    script = "\n".join([*steps, "flush", "quit"]) + "\n"
-                    done = subprocess.run(
-                        ["qemu-io", "-f", "raw", "-d", "unmap", url],
-                        input=script, capture_output=True, text=True, timeout=60, check=True,
-                    )  # fmt: skip
-                    assert "failed" not in done.stdout + done.stderr
-                    daemon.qmp.command("query-named-block-nodes")
-                qemu_img("check", "image", cwd=directory)
-                found.append(
-                    (
-                        seen_map(directory),
-                        qemu_img("convert", "-O", "raw", "image", "content", cwd=directory),
-                        (directory / "content").read_bytes(),
-                        (directory / "data").read_bytes() if "raw=on" in options else b"",
-                    )
-                )
-            for real, ours in zip(*found, strict=True):
-                assert ours == real, (options, backing)
+    url = f"nbd+unix:///e?socket={directory}/nbd"
+    with Daemon(program, argv, directory, monitor=True):
+        done = subprocess.run(
+            ["qemu-io", "-f", "raw", "-d", "unmap", url],
+            input="\n".join(WRITES), capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert "failed" not in done.stdout + done.stderr
+        status = qemu_img("map", "--output=json", "-f", "raw", url, cwd=directory)
+        depths = subprocess.run(
+            ["nbdinfo", "--map=qemu:allocation-depth", url],
+            capture_output=True, text=True, check=True, timeout=60,
+        ).stdout  # fmt: skip
+    qemu_img("check", "image", cwd=directory)
+    qemu_img("convert", "-O", "raw", "image", "content", cwd=directory)
+    return {
+        "status": merged(json.loads(status)),
+        "depths": depths,
+        "map": merged(json.loads(qemu_img("map", "--output=json", "image", cwd=directory))),
+        "content": (directory / "content").read_bytes(),
+        "raw": (directory / "data").read_bytes() if "raw=on" in options else b"",
+    }
 
 
-def seen_map(directory: Path) -> list[dict[str, Any]]:
-    """Return what qemu-img map says of an image, without places: these may differ."""
+def merged(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what qemu-img map says, without places and holes of the files: these may differ."""
     found: list[dict[str, Any]] = []
-    for entry in json.loads(qemu_img("map", "--output=json", "image", cwd=directory)):
+    for entry in entries:
         del entry["start"]
         length = entry.pop("length")
-        place = "offset" in entry and entry.pop("offset") is not None
-        entry["place"] = place
+        entry["place"] = entry.pop("offset", None) is not None
         if entry["data"]:
-            del entry["zero"]  # holes of the file
+            del entry["zero"]
         if found and found[-1] | {"length": 0} == entry | {"length": 0}:
             found[-1]["length"] += length
         else:
