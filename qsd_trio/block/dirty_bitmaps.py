@@ -127,7 +127,9 @@ class DirtyBitmap:
         """Return where the first dirty part of a range begins, ``end`` if there is none."""
         stop = min(-(-end >> self._shift), self._bits.length)
         at = self._bits.next_set(offset >> self._shift, stop)
-        return end if at == stop else max(at << self._shift, offset)
+        if at == stop or offset >= self.size:
+            return end
+        return max(at << self._shift, offset)
 
     def next_clean(self, offset: int, end: int) -> int:
         """Return where the first clean part of a range begins; beyond the size all is clean."""
