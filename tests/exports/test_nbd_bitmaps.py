@@ -20,7 +20,7 @@ from qsd_trio.exports.nbd_status import collect, look_for
 from qsd_trio.protocol.nbd.constants import CmdFlag, Mode
 from qsd_trio.qapi.converter import args_from_qmp
 from qsd_trio.registry import commands
-from qsd_trio.testing.nbd_client import NbdClient, connect_nbd
+from qsd_trio.testing.nbd_client import NbdClient, NbdError, connect_nbd
 from tests.exports.nbd_kit import FakeBackend
 
 SIZE = 1 << 20
@@ -137,6 +137,6 @@ async def test_an_unknown_context_is_none(sock_dir: Path, mode: int) -> None:
     async with serving(sock_dir) as daemon:
         await export(daemon, "b")
         async with client(sock_dir, DIRTY + "a", mode=mode) as nbd:
-            with pytest.raises(OSError, match=".*") as caught:
+            with pytest.raises(NbdError) as caught:
                 await nbd.block_status(0, 512)
             assert caught.value.errno == errno.EINVAL
