@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -15,10 +16,10 @@ import pytest
 
 from tests.oracle import OURS, REAL, Daemon, Program, qmp
 from tests.peers import requires
+from tests.qcow2_recipes import KIB, MIB, Kitchen, Recipe
 
 pytestmark = requires("qemu-storage-daemon", "qemu-img", "qemu-io")
 
-MIB = 1 << 20
 COPIED = 1 << 63
 TABLE_BLOCKS = 3 * 65536 // 512
 OFFSET = 0x00FFFFFFFFFFFE00
@@ -133,6 +134,52 @@ def test_dirty_images_are_repaired_alike(fault: str, sock_dir: Path) -> None:
     if fault not in BEYOND_REPAIR:
         qemu_img("compare", "ours", "img", cwd=sock_dir)
         qemu_img("compare", "ours", "real", cwd=sock_dir)
+
+
+#: Every structure that refers to clusters, with refcounts of every width.
+RECIPES = [
+    Recipe(snapshots=True),
+    Recipe(cluster_size=512, refcount_bits=64, compressed=True, snapshots=True),
+    Recipe(cluster_size=64 * KIB, refcount_bits=8, compressed=True, compression_type="zstd"),
+    Recipe(extended_l2=True, refcount_bits=32, snapshots=True),
+    Recipe(data_file="file", refcount_bits=1, bitmap=True),
+    Recipe(cluster_size=4 * KIB, refcount_bits=4, bitmap=True, snapshots=True),
+    Recipe(cluster_size=512, refcount_bits=2, preallocation="full", bitmap=True),
+    Recipe(cluster_size=2 * MIB, backing="raw", lazy_refcounts=True, snapshots=True),
+]
+
+
+def spoil_refcounts(path: Path) -> None:
+    """Set the dirty bit, and all refcounts to what they are not."""
+    data = bytearray(path.read_bytes())
+    cluster = 1 << struct.unpack_from(">I", data, 20)[0]
+    clusters = struct.unpack_from(">I", data, 56)[0]
+    for at in range(reftable(data), reftable(data) + clusters * cluster, 8):
+        block = word(data, at)
+        if block:
+            data[block : block + cluster] = random.Random(block).randbytes(cluster)
+    data[79] |= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_everything_an_image_holds_is_counted(recipe: Recipe, tmp_path: Path) -> None:
+    kitchen = Kitchen(recipe, tmp_path)
+    model = bytes(kitchen.create())
+    if recipe.bitmap:
+        kitchen.add_bitmap("b")
+    if recipe.snapshots:
+        kitchen.snapshot("s")
+        kitchen.qemu_io(["write -P 3 0 64k", "discard 64k 64k"])
+    after = kitchen.read()
+    spoil_refcounts(kitchen.path)
+    with Daemon(OURS, [], tmp_path, monitor=True) as daemon:
+        daemon.qmp.command("blockdev-add", **recipe.node_options(kitchen.path))
+        daemon.qmp.command("blockdev-del", node_name="n")
+    kitchen.check()
+    assert kitchen.read() == after
+    if recipe.snapshots:
+        assert kitchen.read("s") == model
 
 
 def test_a_dirty_image_is_left_alone_by_who_only_reads(sock_dir: Path) -> None:
