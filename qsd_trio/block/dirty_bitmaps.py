@@ -164,7 +164,7 @@ class DirtyBitmap:
         """Follow the node's length: what is added is clean."""
         self.size = size
         if not self.inconsistent:
-            self._bits.resize(bits_for(size, self.granularity))
+            self._bits.resize(-(-size // self.granularity))
 
     def sha256(self) -> str:
         """Return the checksum of the bits, filled up to words of 64 bits."""
@@ -282,6 +282,12 @@ class DirtyBitmaps:
         bitmap.changed = _nothing
         del self._table[bitmap.name]
         self._refresh()
+
+    def check_size(self, size: int) -> None:
+        """Raise QmpError if a bitmap would become too large for a node of ``size`` bytes."""
+        for bitmap in self._table.values():
+            if not bitmap.inconsistent:
+                bits_for(size, bitmap.granularity)
 
     def resize(self, size: int) -> None:
         """Follow the node's length."""

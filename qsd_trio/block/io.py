@@ -540,6 +540,7 @@ class Node:
             raise QmpError(f"offset({size}) exceeds maximum({MAX_LENGTH})")
         if self.flags.read_only:
             raise QmpError("Image is read-only")
+        self.bitmaps.check_size(size)
         old = self._length
         backing = self.child(ChildRole.COW)
         if backing is not None and size > old < backing.node.getlength():

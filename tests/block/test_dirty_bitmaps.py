@@ -126,7 +126,12 @@ def test_a_bitmap_that_takes_all_memory_is_refused() -> None:
     with pytest.raises(QmpError, match="use larger granularity"):
         DirtyBitmap("b", 512, 1 << 62)
     with pytest.raises(QmpError, match="use larger granularity"):
-        DirtyBitmap("b", 512, 0).resize(1 << 62)
+        DirtyBitmaps().create("b", 512, 1 << 62)
+    table = DirtyBitmaps()
+    table.create("b", 512, 0)
+    table.check_size(1 << 40)
+    with pytest.raises(QmpError, match="use larger granularity"):
+        table.check_size(1 << 62)
 
 
 def test_table() -> None:

@@ -491,3 +491,42 @@ def test_killed_daemons_leave_bitmaps_that_nobody_believes(sock_dir: Path) -> No
         assert infos[0]["inconsistent"] is True
         daemon.qmp.command("block-dirty-bitmap-remove", node="n", name="b")
     assert stored(sock_dir, "plain") is None
+
+
+def test_bitmaps_record_on_after_a_reopen_that_failed(sock_dir: Path) -> None:
+    """Stored for becoming read-only, but another node could not follow. (The real daemon keeps them read-only.)"""
+    for name in ("a", "b"):
+        qemu_img(sock_dir, "create", "-q", "-f", "qcow2", name, "64M")
+        qemu_img(sock_dir, "bitmap", "--add", name, "dirty")
+    server = ["--nbd-server", "addr.type=unix,addr.path=s"]
+    argv = [
+        *("--blockdev", "driver=qcow2,node-name=a,file.driver=file,file.filename=a"),
+        *("--blockdev", "driver=qcow2,node-name=b,file.driver=file,file.filename=b"),
+        *server,
+    ]
+    common = {"driver": "qcow2", "read-only": True}
+    options = [
+        {**common, "node-name": "a", "file": {"driver": "file", "filename": "a"}},
+        {
+            **common, "node-name": "b", "file": {"driver": "file", "filename": "b"},
+            "cache-size": 1, "l2-cache-size": 2,
+        },
+    ]  # fmt: skip
+    with Daemon(OURS, argv, sock_dir, monitor=True) as daemon:
+        reply = daemon.qmp.execute(qmp("blockdev-reopen", options=options))
+        assert reply["error"]["desc"] == "l2-cache-size may not exceed cache-size"
+        daemon.qmp.command(
+            "block-export-add", id="w", type="nbd", name="w", node_name="a", writable=True
+        )
+        info = json.loads(qemu_img(sock_dir, "info", "-U", "--output=json", "a"))
+        assert info["format-specific"]["data"]["bitmaps"][0]["flags"] == ["in-use", "auto"]
+        qemu_io(sock_dir, "w", ["write 1M 64k"])
+        infos = daemon.qmp.command("query-named-block-nodes", flat=True)
+        counts = {
+            each["node-name"]: each.get("dirty-bitmaps", [{}])[0].get("count") for each in infos
+        }
+        assert (counts["a"], counts["b"]) == (65536, 0)
+    for name in ("a", "b"):
+        assert stored(sock_dir, name) == [
+            {"name": "dirty", "granularity": 65536, "flags": ["auto"]}
+        ]
