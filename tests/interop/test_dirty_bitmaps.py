@@ -428,10 +428,20 @@ def stored(directory: Path, name: str) -> Json:
     return info["format-specific"]["data"].get("bitmaps")
 
 
-@pytest.mark.parametrize("writer", [REAL, OURS], ids=["theirs", "ours"])
-def test_one_stores_the_other_loads(sock_dir: Path, writer: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("writer", "layout"),
+    [
+        (REAL, "cluster_size=4k"),
+        (OURS, "cluster_size=4k"),
+        (OURS, "extended_l2=on"),
+        (OURS, "data_file=data,data_file_raw=on"),
+        (OURS, "lazy_refcounts=on,cluster_size=512"),
+    ],
+    ids=["theirs", "ours", "subclusters", "data file", "lazy refcounts"],
+)
+def test_one_stores_the_other_loads(sock_dir: Path, writer: tuple[str, ...], layout: str) -> None:
     reader = OURS if writer is REAL else REAL
-    qemu_img(sock_dir, "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "plain", "64M")
+    qemu_img(sock_dir, "create", "-q", "-f", "qcow2", "-o", layout, "plain", "64M")
     argv = [
         "--blockdev", "driver=qcow2,node-name=n,discard=unmap,file.driver=file,file.filename=plain",
         "--nbd-server", "addr.type=unix,addr.path=s",
