@@ -48,3 +48,23 @@ def test_byte_order_and_bit_order() -> None:
     assert parse_refblock(b"\x01\x02" + bytes(510), 4).get(0) == 0x102
     assert parse_refblock(b"\x80" + bytes(511), 0).get(7) == 1
     assert parse_refblock(b"\x21" + bytes(511), 2).get(1) == 2
+
+
+@pytest.mark.parametrize("order", range(7))
+def test_adding(order: int) -> None:
+    """Counters that are given twice count twice; one that leaves its width changes nothing."""
+    largest = (1 << (1 << order)) - 1
+    block = parse_refblock(bytes(512), order)
+    block.put_run(0, 4, largest - 1)
+    block.add([0, 1, 3], 1)
+    assert [block.get(at) for at in range(5)] == [largest, largest, largest - 1, largest, 0]
+    before = block.to_bytes(0, 7)
+    with pytest.raises(OverflowError):
+        block.add([2, 4, 1, 2], 1)
+    assert block.to_bytes(0, 7) == before
+    with pytest.raises(OverflowError):
+        block.add([0, 5], -1)
+    assert block.to_bytes(0, 7) == before
+    if order:
+        block.add([0, 0, 1], -1)
+        assert [block.get(at) for at in range(2)] == [largest - 2, largest - 1]
