@@ -238,7 +238,7 @@ async def _check_cancellation(factory: Factory, seed: int) -> None:
 
 
 async def _check_truncate(factory: Factory, seed: int) -> None:
-    """What grows reads as zeroes, what is left stays; or resizing is refused."""
+    """What grows reads as zeroes (if new images do), what is left stays; or resizing is refused."""
     async with factory() as node:
         model = _Model(node, seed)
         await model.load()
@@ -266,5 +266,9 @@ async def _grown(node: Node, model: _Model, asked: int) -> None:
     """Check the length; a window that doesn't begin with a sector may show some bytes more."""
     length = node.getlength()
     assert asked <= length < asked + 2 * SECTOR, f"{length} bytes long, not {asked}"
-    model.content += bytes(length - len(model.content))
+    growth = length - len(model.content)
+    if growth > 0 and not node.driver.has_zero_init():
+        model.content += await read(node, length - growth, growth)
+    else:
+        model.content += bytes(growth)
     await model.check(0, length)

@@ -304,6 +304,7 @@ async def opened(
     read_only: bool = False,
     auto_read_only: bool = False,
     cache_direct: bool = False,
+    objects: Mapping[str, object] | None = None,
 ) -> AsyncGenerator[Node]:
     """Open a driver over ``children``; leave: flush and close it."""
     opener = FakeOpener(
@@ -311,6 +312,7 @@ async def opened(
         read_only=read_only,
         auto_read_only=auto_read_only,
         cache_direct=cache_direct,
+        objects=objects,
     )
     open_driver = await driver.open(opener, options)
     node = node_over(open_driver, read_only=opener.read_only, bitmaps=opener.bitmaps)
