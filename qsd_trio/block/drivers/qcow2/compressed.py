@@ -102,11 +102,14 @@ def _inflate(raw: bytes | bytearray, length: int) -> bytes:
 def _decompress(raw: bytes | bytearray, length: int) -> bytes:
     import zstandard
 
-    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
     try:
-        with decompressor.stream_reader(raw) as reader:
-            # One byte more shows a frame that is too long, and reads the end of one that is not.
-            return reader.read(length + 1)
+        frame = zstandard.get_frame_parameters(raw)
+        # The length that a frame declares is what its decompressor allocates.
+        if frame.content_size not in (length, zstandard.CONTENTSIZE_UNKNOWN):
+            raise os_error(errno.EIO)
+        if frame.window_size > MAX_ZSTD_WINDOW:
+            raise os_error(errno.EIO)
+        return zstandard.ZstdDecompressor().decompress(raw, max_output_size=length)
     except zstandard.ZstdError as exc:
         raise os_error(errno.EIO) from exc
 
