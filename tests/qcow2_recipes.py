@@ -160,7 +160,7 @@ class Recipe:
         if self.encryption != "none":
             options += [f"encrypt.format={self.encryption}", "encrypt.key-secret=s"]
         if self.encryption == "luks":
-            options.append("encrypt.iter-time=10")
+            options.append("encrypt.iter-time=1")
         return ",".join(options)
 
     def create_options(self, file: str, data_file: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Recipe:
         if self.encryption != "none":
             encrypt: dict[str, Any] = {"format": self.encryption, "key-secret": "s"}
             if self.encryption == "luks":
-                encrypt["iter-time"] = 10
+                encrypt["iter-time"] = 1
             options["encrypt"] = encrypt
         return options
 

@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-import trio
-
 from qsd_trio.block.abc import BlockStatus, Limits, ProtocolDriver, ReqFlag, StatusFlag
 from qsd_trio.block.drivers.qcow2 import Qcow2
 from qsd_trio.block.io import Node
+from qsd_trio.block.snapshots import Snapshot
 from qsd_trio.errors import QmpError, os_error
+from qsd_trio.objects.secret import SecretCommon
 from qsd_trio.qapi import BlockdevOptionsQcow2
+from qsd_trio.qapi.converter import from_qmp
 from qsd_trio.testing.memory import FakeOpener, node_over
 from tests.fuzz.mutants import Mutant
 from tests.fuzz.seeds import SIZE
+from tests.qcow2_recipes import SECRET
 
 KIB, MIB = 1 << 10, 1 << 20
 #: No mutant may keep us busy for longer; the machine may be, hence the generosity.
@@ -33,8 +35,23 @@ class TooSlowError(Exception):
 
 
 @final
+class Passphrase(SecretCommon):
+    """The secret of the encrypted seeds."""
+
+    def __init__(self) -> None:
+        self.value = SECRET.encode()
+
+    @classmethod
+    def create(cls, options: object) -> Passphrase:
+        raise NotImplementedError
+
+
+@final
 class FuzzedDisk(ProtocolDriver):
-    """A file in memory that counts what is read of it, and is full at 32 MiB."""
+    """A file in memory that counts what is read of it, and is full at 32 MiB.
+
+    It never gives way to other tasks: there are none, and a checkpoint takes longer than a request.
+    """
 
     format_name = "fuzzed"
     MAX_LENGTH = 32 * MIB
@@ -70,14 +87,12 @@ class FuzzedDisk(ProtocolDriver):
         return bytes(self.data[offset : offset + length]).ljust(length, b"\0")
 
     async def preadv(self, offset: int, iov: Sequence[memoryview]) -> None:
-        await trio.lowlevel.checkpoint()
         for piece in iov:
             self.bytes_read += len(piece)
             piece[:] = self.read_now(offset, len(piece))
             offset += len(piece)
 
     async def pwritev(self, offset: int, iov: Sequence[memoryview], flags: ReqFlag) -> None:
-        await trio.lowlevel.checkpoint()
         self._store(offset, b"".join(iov))
 
     def _store(self, offset: int, data: bytes) -> None:
@@ -87,11 +102,10 @@ class FuzzedDisk(ProtocolDriver):
         self.data[offset : offset + len(data)] = data
 
     async def pdiscard(self, offset: int, length: int) -> None:
-        await trio.lowlevel.checkpoint()
         self._store(offset, bytes(length))
 
     async def flush(self) -> None:
-        await trio.lowlevel.checkpoint()
+        pass
 
     async def block_status(self, offset: int, length: int, *, want_zero: bool) -> BlockStatus:
         flags = StatusFlag.DATA | StatusFlag.ALLOCATED | StatusFlag.OFFSET_VALID
@@ -138,9 +152,12 @@ async def opened(mutant: Mutant, *, read_only: bool) -> Opened | None:
     for name, content in (("data-file", seed.data), ("backing", seed.below)):
         if content is not None:
             children[name] = node_over(FuzzedDisk(content), node_name=name)
-    opener = FakeOpener(children, read_only=read_only)
+    opener = FakeOpener(children, read_only=read_only, objects={"s": Passphrase()})
+    options = {"file": "file"}
+    if seed.recipe.encryption != "none":
+        options["encrypt"] = {"format": seed.recipe.encryption, "key-secret": "s"}
     try:
-        driver = await Qcow2.open(opener, BlockdevOptionsQcow2(file="file"))
+        driver = await Qcow2.open(opener, from_qmp(BlockdevOptionsQcow2, options))
     except (QmpError, OSError):
         return None
     finally:
@@ -233,10 +250,23 @@ async def write_some(mutant: Mutant) -> bool:
         except (QmpError, OSError):
             pass
     try:
+        await _change_snapshots(image)
+    except (QmpError, OSError):
+        pass
+    try:
         await image.driver.aclose()
     except OSError:
         pass
     return True
+
+
+async def _change_snapshots(image: Opened) -> None:
+    """Delete the first snapshot and take another."""
+    store = image.driver.snapshots
+    assert store is not None
+    for old in tuple(store.all())[:1]:
+        await store.delete(old.id, None)
+    await store.create(Snapshot(id=b"", name=b"new", date_sec=0, date_nsec=0, vm_clock_nsec=0))
 
 
 async def trial(mutant: Mutant) -> bool:

@@ -12,7 +12,7 @@ from tests.peers import requires
 
 pytestmark = requires("qemu-img", "qemu-io")
 
-MUTANTS = 3200
+MUTANTS = 3000
 PARTS = 8  # so that a failure leaves the others
 
 
