@@ -6,6 +6,7 @@ Source: qcow2 specification, sections "Bitmaps extension" and "Bitmaps". Error t
 from __future__ import annotations
 
 import errno
+import logging
 import struct
 from typing import TYPE_CHECKING, Final, final
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from qsd_trio.block.drivers.qcow2.header import Header
+
+log = logging.getLogger(__name__)
 
 EXTENSION: Final = struct.Struct(">IIQQ")  # bitmaps, reserved, directory's size and offset
 #: table offset, table entries, flags, type, granularity bits, name size, extra data size
@@ -126,6 +129,35 @@ def find_extension(header: Header) -> Extension | None:
     if not size:
         raise QmpError("Requested bitmap directory size is zero")
     return Extension(count=count, size=size, offset=offset)
+
+
+def check_extension(header: Header) -> None:
+    """Check the extension, if there is one; one that is not to be believed is worth a warning."""
+    if find_extension(header) is None and header.has_extension(hdr.EXT_BITMAPS):
+        log.warning(
+            "a program lacking bitmap support modified this file, so all bitmaps are now considered"
+            " inconsistent; some clusters may be leaked, run 'qemu-img check -r' on the image file"
+        )
+
+
+def without_stale_extension(header: Header) -> Header:
+    """Return a header without an extension that is not to be believed."""
+    if header.autoclear & lay.AUTOCLEAR_BITMAPS or not header.has_extension(hdr.EXT_BITMAPS):
+        return header
+    return with_extension(header, None)
+
+
+def with_extension(header: Header, extension: Extension | None) -> Header:
+    """Return a header with another extension, or with none."""
+    rest = [(kind, data) for kind, data in header.extensions if kind != hdr.EXT_BITMAPS]
+    if extension is None:
+        autoclear = header.autoclear & ~lay.AUTOCLEAR_BITMAPS
+        return attrs.evolve(header, extensions=rest, autoclear=autoclear)
+    return attrs.evolve(
+        header,
+        extensions=[*rest, (hdr.EXT_BITMAPS, extension.to_bytes())],
+        autoclear=header.autoclear | lay.AUTOCLEAR_BITMAPS,
+    )
 
 
 def parse(data: bytes | bytearray, count: int, *, size: int, cluster_size: int) -> Iterator[Entry]:

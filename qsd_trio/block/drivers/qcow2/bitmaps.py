@@ -10,43 +10,35 @@ Source: qcow2 specification, section "Bitmaps".
 
 from __future__ import annotations
 
-import errno
 import logging
 from typing import TYPE_CHECKING, Final, final
 
 import attrs
 import trio
 
+from qsd_trio.block.abc import SECTOR
 from qsd_trio.block.dirty_bitmaps import DirtyBitmap, bits_for
 from qsd_trio.block.drivers.qcow2 import bitmap_directory as form
-from qsd_trio.block.drivers.qcow2 import header as hdr
-from qsd_trio.block.drivers.qcow2 import layout as lay
+from qsd_trio.block.drivers.qcow2 import bitmap_tables as tables
 from qsd_trio.block.drivers.qcow2.metadata import read_file
 from qsd_trio.block.drivers.qcow2.overlap import BITMAP_DIRECTORY
-from qsd_trio.block.drivers.qcow2.refcounts import from_disk
 from qsd_trio.block.drivers.qcow2.writing import FREED_OTHERWISE
-from qsd_trio.errors import QmpError, os_error, with_errno
+from qsd_trio.errors import QmpError, with_errno
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Iterable, Mapping
 
     from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
     from qsd_trio.block.drivers.qcow2.bitmap_directory import Entry
-    from qsd_trio.block.drivers.qcow2.header import Header
     from qsd_trio.block.drivers.qcow2.metadata import Metadata
     from qsd_trio.untyped import Json
 
 log = logging.getLogger(__name__)
 
-SECTOR: Final = 512
 #: Memory that the bitmaps of an image may take together when it opens.
 MAX_LOADED: Final = 1 << 30
-#: Bytes of bitmap tables that are read to account for an image's clusters: enough for bitmaps of
-#: MAX_LOADED bytes in the smallest clusters.
-MAX_TABLES: Final = 16 << 20
-#: Entries of a directory looked at between two checkpoints.
-_STEP: Final = 512
+#: Pieces of a bitmap, of a cluster each, handled between two checkpoints.
+_STEP: Final = 1024
 
 
 @final
@@ -78,7 +70,7 @@ class BitmapStore:
             return store
         found = []
         loaded = 0
-        for entry in await _read_directory(metadata):
+        for entry in await tables.read_directory(metadata):
             name = entry.name.decode("utf-8", "surrogateescape")
             lost = bool(entry.flags & form.IN_USE)
             if not lost:
@@ -104,7 +96,7 @@ class BitmapStore:
     async def _read_bits(self, entry: Entry, bitmap: DirtyBitmap) -> None:
         cluster_size = self.metadata.cluster_size
         try:
-            table = await _read_table(self.metadata, entry)
+            table = await tables.read_table(self.metadata, entry)
         except OSError as exc:
             raise with_errno(
                 f"Could not read bitmap_table table from image for bitmap '{bitmap.name}'", exc
@@ -114,6 +106,8 @@ class BitmapStore:
             raise QmpError(f"Could not read bitmap '{bitmap.name}' from image: Invalid argument")
         try:
             for number, word in enumerate(table):
+                if not number % _STEP:
+                    await trio.lowlevel.checkpoint()
                 at = number * cluster_size
                 length = min(cluster_size, len(data) - at)
                 if word & form.ALL_ONES:
@@ -206,6 +200,10 @@ class BitmapStore:
             return
         if not self.writable:
             raise QmpError("No write access")
+        if not self.size:
+            raise QmpError(
+                "An image of no bytes cannot keep bitmaps"
+            )  # a table has at least an entry
         entries = dict(self.entries)
         written: list[tuple[int, int]] = []
         try:
@@ -248,7 +246,9 @@ class BitmapStore:
         zeroes, ones = bytes(cluster_size), b"\xff" * cluster_size
         view = memoryview(bitmap.data)
         words = []
-        for at in range(0, len(view), cluster_size):
+        for number, at in enumerate(range(0, len(view), cluster_size)):
+            if not number % _STEP:
+                await trio.lowlevel.checkpoint()
             piece = view[at : at + cluster_size]
             if piece == zeroes[: len(piece)]:
                 words.append(0)
@@ -259,7 +259,6 @@ class BitmapStore:
                 padded = memoryview(bytes(piece).ljust(cluster_size, b"\0"))
                 await metadata.file.pwritev(offset, [padded])
                 words.append(offset)
-        words = words or [0]  # of an empty node
         data = b"".join([word.to_bytes(8, "big") for word in words])
         table_offset = await self._allocate(len(data), written)
         await metadata.file.pwritev(table_offset, [memoryview(data)])
@@ -294,7 +293,7 @@ class BitmapStore:
         await metadata.write_back(accurate=True)
         await metadata.file.flush()
         written.clear()
-        await metadata.update_header(lambda header: _with_extension(header, new))
+        await metadata.update_header(lambda header: form.with_extension(header, new))
         self.entries = {}
         at = 0
         for name, entry in entries.items():
@@ -324,99 +323,11 @@ class BitmapStore:
     async def _regions_of(self, entry: Entry) -> list[tuple[int, int]]:
         """Return (offset, length) of a bitmap's clusters; of none if its table is broken: they leak."""
         try:
-            table = await _read_table(self.metadata, entry)
+            table = await tables.read_table(self.metadata, entry)
         except OSError as exc:
             log.warning("qcow2: clusters of a bitmap leak: %s", exc.strerror)
             return []
-        return _regions(entry, table, self.metadata.cluster_size)
-
-
-def check_extension(header: Header) -> None:
-    """Check the bitmaps extension, if there is one; one that is not to be believed is worth a warning."""
-    if form.find_extension(header) is None and header.has_extension(hdr.EXT_BITMAPS):
-        log.warning(
-            "a program lacking bitmap support modified this file, so all bitmaps are now considered"
-            " inconsistent; some clusters may be leaked, run 'qemu-img check -r' on the image file"
-        )
-
-
-def without_stale_extension(header: Header) -> Header:
-    """Return a header without a bitmaps extension that is not to be believed."""
-    if header.autoclear & lay.AUTOCLEAR_BITMAPS or not header.has_extension(hdr.EXT_BITMAPS):
-        return header
-    return _with_extension(header, None)
-
-
-def _with_extension(header: Header, extension: form.Extension | None) -> Header:
-    rest = [(kind, data) for kind, data in header.extensions if kind != hdr.EXT_BITMAPS]
-    if extension is None:
-        autoclear = header.autoclear & ~lay.AUTOCLEAR_BITMAPS
-        return attrs.evolve(header, extensions=rest, autoclear=autoclear)
-    return attrs.evolve(
-        header,
-        extensions=[*rest, (hdr.EXT_BITMAPS, extension.to_bytes())],
-        autoclear=header.autoclear | lay.AUTOCLEAR_BITMAPS,
-    )
-
-
-async def regions(metadata: Metadata) -> list[tuple[int, int]]:
-    """Return (offset, length) of everything that an image's bitmaps use.
-
-    Raises QmpError if the directory is broken, OSError if a table is or cannot be read, or if the tables
-    are longer than MAX_TABLES (EFBIG).
-    """
-    extension = form.find_extension(metadata.header)
-    if extension is None:
-        return []
-    found = [(extension.offset, extension.size)]
-    entries = await _read_directory(metadata)
-    if sum(entry.table_size for entry in entries) * 8 > MAX_TABLES:
-        raise os_error(errno.EFBIG)
-    for entry in entries:
-        table = await _read_table(metadata, entry)
-        found += _regions(entry, table, metadata.cluster_size)
-    return found
-
-
-def _regions(entry: Entry, table: array[int], cluster_size: int) -> list[tuple[int, int]]:
-    data = [(word, cluster_size) for word in table if word & ~form.ALL_ONES]
-    return [(entry.table_offset, entry.table_size * 8), *data]
-
-
-async def _read_directory(metadata: Metadata) -> list[Entry]:
-    """Read the directory, which exists. Raises QmpError."""
-    extension = form.find_extension(metadata.header)
-    assert extension is not None
-    try:
-        data = await _read(metadata, extension.offset, extension.size)
-    except OSError as exc:
-        raise with_errno("Failed to read bitmap directory", exc) from exc
-    parsed = form.parse(
-        data,
-        extension.count,
-        size=metadata.header.size,
-        cluster_size=metadata.cluster_size,
-    )
-    entries: list[Entry] = []
-    for entry in parsed:
-        if not len(entries) % _STEP:
-            await trio.lowlevel.checkpoint()
-        entries.append(entry)
-    return entries
-
-
-async def _read_table(metadata: Metadata, entry: Entry) -> array[int]:
-    """Read a bitmap's table; OSError if it holds what it must not."""
-    table = from_disk(await _read(metadata, entry.table_offset, entry.table_size * 8))
-    form.check_table(table, metadata.cluster_size)
-    return table
-
-
-async def _read(metadata: Metadata, offset: int, length: int) -> bytearray:
-    """Read a piece of the image file, from an offset that may be any 64-bit number."""
-    if offset + length >= 1 << 63:
-        raise os_error(errno.EIO)
-    return await read_file(metadata.file, offset, length)
+        return tables.regions_of(entry, table, self.metadata.cluster_size)
 
 
 def _encode(name: str) -> bytes:

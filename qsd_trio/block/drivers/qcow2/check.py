@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, final
 import attrs
 import trio
 
-from qsd_trio.block.drivers.qcow2 import bitmaps
+from qsd_trio.block.drivers.qcow2 import bitmap_tables
 from qsd_trio.block.drivers.qcow2.compressed import parse_entry
 from qsd_trio.block.drivers.qcow2.header import EXT_CRYPTO
 from qsd_trio.block.drivers.qcow2.layout import (
@@ -140,7 +140,7 @@ async def references_of(metadata: Metadata) -> References:
         if kind == EXT_CRYPTO and len(data) >= _REGION.size:
             regions.append(_REGION.unpack_from(data))
     regions.append((metadata.header.snapshots_offset, metadata.snapshots_size))
-    regions += await bitmaps.regions(metadata)
+    regions += await bitmap_tables.regions(metadata)
     length = metadata.file.getlength()
     l1_tables = []
     for entry in metadata.snapshots:

@@ -19,6 +19,7 @@ from qsd_trio.block.abc import (
     block_driver,
 )
 from qsd_trio.block.drivers.qcow2 import (
+    bitmap_directory,
     bitmaps,
     compressing,
     encryption,
@@ -128,7 +129,7 @@ class Qcow2(FormatDriver):
             writable=not opener.read_only,
         )
         if driver.writable:
-            bitmaps.check_extension(header)
+            bitmap_directory.check_extension(header)
             await driver._clear_unknown_autoclear()
         # Last, as bitmaps in use are lost unless the driver is closed in order.
         driver.bitmap_store = await bitmaps.BitmapStore.load(
@@ -476,7 +477,7 @@ _STATUS = {
 
 def _marked_right(header: Header) -> Header:
     """Return a header with only those autoclear bits that we know, and what belongs to them."""
-    header = bitmaps.without_stale_extension(header)
+    header = bitmap_directory.without_stale_extension(header)
     return attrs.evolve(header, autoclear=header.autoclear & lay.AUTOCLEAR_KNOWN)
 
 

@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from qsd_trio.block.dirty_bitmaps import DirtyBitmap
+from qsd_trio.block.drivers.qcow2 import bitmap_tables
 from qsd_trio.block.drivers.qcow2 import bitmaps as room
 from qsd_trio.block.drivers.qcow2 import check as census
 from qsd_trio.block.drivers.qcow2.bitmaps import BitmapStore
@@ -312,6 +313,23 @@ async def test_resizing() -> None:
             await node.truncate(SIZE)
 
 
+async def test_an_empty_image_keeps_none(caplog: pytest.LogCaptureFixture) -> None:
+    """Its bitmaps have no bits, and a table without entries is none."""
+    disk = Disk(await make(0))
+    async with opened(disk) as node:
+        new(node, "b")
+    assert "An image of no bytes cannot keep bitmaps" in caplog.text
+    assert not sound(disk).bitmaps
+
+
+async def test_accounting_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = await with_bitmaps()
+    monkeypatch.setattr(bitmap_tables, "MAX_TABLES", 15)
+    async with opened(disk) as node:
+        with pytest.raises(OSError, match="File too large"):
+            await bitmap_tables.regions(node.driver.image.metadata)
+
+
 async def test_what_cannot_be_stored() -> None:
     disk = Disk(await make(SIZE, version=2))
     async with opened(disk) as node:
@@ -368,7 +386,7 @@ async def test_the_clusters_of_bitmaps_are_accounted_for() -> None:
     disk = await with_bitmaps(cluster_bits=9)
     async with reopened(disk) as node:
         metadata = node.driver.image.metadata
-        regions = await room.regions(metadata)
+        regions = await bitmap_tables.regions(metadata)
         used = {at >> 9 for start, length in regions for at in range(start, start + length, 512)}
         async with opened(Disk(await make(SIZE, cluster_bits=9))) as empty:
             without = empty.driver.image.metadata.refcounts
