@@ -151,6 +151,7 @@ class Metadata:
             read=read,
             write_back=functools.partial(self.write_back, accurate=True),
             update_header=self.update_header,
+            write_lock=self._write_lock,
             locations=self.locations,
             fresh_from=(file.getlength() + self.cluster_size - 1) >> cluster_bits,
         )
@@ -163,15 +164,17 @@ class Metadata:
         """Put what ``change`` makes of the header on stable storage.
 
         A crash leaves the old or the new one (see header.rewrite). Nothing else that is cached is
-        written: what the new header refers to must be there already. Cancelled: old or new on disk,
-        the old one in memory, so that trying again puts it right.
+        written: what the new header refers to must be there already. Cancelled: nothing has happened,
+        or all of it. Failed: old or new on disk, the old one in memory, so that neither what the old
+        nor what the new one refers to may be freed.
         """
         async with self._header_lock:
-            new, writes = hdr.rewrite(self.header, change(self.header))
-            for offset, data in writes:
-                await self.file.pwritev(offset, [memoryview(data)])
-                await self.file.flush()
-            self.header = new
+            with trio.CancelScope(shield=True):
+                new, writes = hdr.rewrite(self.header, change(self.header))
+                for offset, data in writes:
+                    await self.file.pwritev(offset, [memoryview(data)])
+                    await self.file.flush()
+                self.header = new
 
     async def set_dirty_bit(self, value: bool) -> None:
         """Say on stable storage whether the refcounts there may be wrong."""

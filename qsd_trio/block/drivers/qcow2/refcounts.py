@@ -52,6 +52,8 @@ class Refcounts:
     #: Writes everything cached, in order.
     write_back: Callable[[], Awaitable[None]]
     update_header: Callable[[Callable[[Header], Header]], Awaitable[None]]
+    #: Held while something cached is being written.
+    write_lock: trio.Lock
     #: Where metadata is: never handed out or written as data.
     locations: Locations
     #: Clusters from here on were never used: beyond the end of the file, or holes at its end.
@@ -109,7 +111,8 @@ class Refcounts:
             return None
         if offset & (self.cluster_size - 1):
             raise CorruptImageError(
-                f"Refblock offset {offset:#x} unaligned (reftable index: {c_hex(number)})", fatal=True
+                f"Refblock offset {offset:#x} unaligned (reftable index: {c_hex(number)})",
+                fatal=True,
             )
         return await self.read(offset, self.cluster_size)
 
@@ -419,65 +422,78 @@ class Refcounts:
     async def _grow_table(self, needed: int) -> None:
         """Write a larger refcount table behind everything that the old one could describe.
 
-        Cancelled: the old table stays, the new one was never referred to.
+        Nothing else is written back meanwhile: what the disk's L2 tables refer to must be counted by the
+        new table from the moment on when the header names it. Cancelled: the old table stays, the new
+        one was never referred to.
         """
         async with self._grow_lock:
             if needed <= len(self.table):
                 return
             await self.write_back()
-            per_cluster = self.cluster_size // 8
-            old_entries = len(self.table)
-            clusters = max(-(-needed // per_cluster), old_entries * 3 // 2 // per_cluster + 1)
-            # The new area counts itself: first its refcount blocks, then the table.
-            while True:
-                count = -(-clusters // self.mask)
-                if old_entries + count <= clusters * per_cluster:
-                    break
-                clusters += 1
-            start = old_entries << self.bits
-            total = count + clusters
-            if (
-                clusters << self.cluster_bits > MAX_REFTABLE_BYTES
-                or (start + total) << self.cluster_bits > MAX_HOST_OFFSET
-            ):
-                raise os_error(errno.EFBIG)
-            self._check_not_metadata(start, total)
-            table = self.table + array("Q", bytes((clusters * per_cluster - old_entries) * 8))
-            blocks: dict[int, RefBlock] = {}
-            for turn in range(count):
-                block = parse_refblock(bytes(self.cluster_size), self.order)
-                block.put_run(0, min(total - (turn << self.bits), self.mask + 1), 1)
-                blocks[old_entries + turn] = block
-                table[old_entries + turn] = (start + turn) << self.cluster_bits
-            table_offset = (start + count) << self.cluster_bits
-            for number, block in blocks.items():
-                _, data = block.to_bytes(0, self.mask)
-                await self.file.pwritev(table[number], [memoryview(data)])
-            await self.file.pwritev(table_offset, [memoryview(to_disk(table))])
-            await self.file.flush()
-            await self.update_header(
-                lambda header: attrs.evolve(
-                    header, refcount_table_offset=table_offset, refcount_table_clusters=clusters
-                )
+            async with self.write_lock:
+                await self._move_table(*self._plan_table(needed))
+
+    def _plan_table(self, needed: int) -> tuple[int, int]:
+        """Return of how many clusters a table of ``needed`` entries will be, and their refcount blocks.
+
+        They go behind what the old table describes, and count themselves.
+        """
+        per_cluster = self.cluster_size // 8
+        old_entries = len(self.table)
+        clusters = max(-(-needed // per_cluster), old_entries * 3 // 2 // per_cluster + 1)
+        while True:
+            count = -(-clusters // self.mask)
+            if old_entries + count <= clusters * per_cluster:
+                break
+            clusters += 1
+        end = (old_entries << self.bits) + count + clusters
+        if (
+            clusters << self.cluster_bits > MAX_REFTABLE_BYTES
+            or end << self.cluster_bits > MAX_HOST_OFFSET
+        ):
+            raise os_error(errno.EFBIG)
+        return clusters, count
+
+    async def _move_table(self, clusters: int, count: int) -> None:
+        """Write ``count`` blocks, then a table of ``clusters`` clusters; use it."""
+        old_entries, old_offset = len(self.table), self.table_offset
+        start = old_entries << self.bits
+        total = count + clusters
+        self._check_not_metadata(start, total)
+        added = array("Q", bytes((clusters << self.cluster_bits) - old_entries * 8))
+        blocks: dict[int, RefBlock] = {}
+        for turn in range(count):
+            block = parse_refblock(bytes(self.cluster_size), self.order)
+            block.put_run(0, min(total - (turn << self.bits), self.mask + 1), 1)
+            blocks[old_entries + turn] = block
+            added[turn] = (start + turn) << self.cluster_bits
+        table_offset = (start + count) << self.cluster_bits
+        on_disk = self.table + added
+        for number in self.dirty_table:  # blocks that are not on the disk yet
+            on_disk[number] = 0
+        for number, block in blocks.items():
+            _, data = block.to_bytes(0, self.mask)
+            await self.file.pwritev(on_disk[number], [memoryview(data)])
+        await self.file.pwritev(table_offset, [memoryview(to_disk(on_disk))])
+        await self.file.flush()
+        await self.update_header(
+            lambda header: attrs.evolve(
+                header, refcount_table_offset=table_offset, refcount_table_clusters=clusters
             )
-            old_offset = self.table_offset
-            for number, entry in enumerate(self.table):
-                if entry != table[number]:  # a block was made meanwhile
-                    table[number] = entry
-                    self.dirty_table.add(number)
-            self.table = table
-            self.table_offset = table_offset
-            self.blocks.update(blocks)
-            for number in blocks:
-                self.locations.note(table[number], REFBLOCK)
-            for offset in self._clusters(table_offset, clusters):
-                self.locations.note(offset, REFTABLE)
-            self.fresh_from = max(self.fresh_from, start + total)
-            for offset in self._clusters(old_offset, old_entries // per_cluster):
-                self.locations.drop(offset, REFTABLE)
-                cluster = offset >> self.cluster_bits
-                if await self.block(cluster >> self.bits) is not None:
-                    self.decrement_nowait(cluster)
+        )
+        self.table = self.table + added  # with the blocks that were made meanwhile
+        self.table_offset = table_offset
+        self.blocks.update(blocks)
+        for number in blocks:
+            self.locations.note(self.table[number], REFBLOCK)
+        for offset in self._clusters(table_offset, clusters):
+            self.locations.note(offset, REFTABLE)
+        self.fresh_from = max(self.fresh_from, start + total)
+        for offset in self._clusters(old_offset, old_entries * 8 >> self.cluster_bits):
+            self.locations.drop(offset, REFTABLE)
+            cluster = offset >> self.cluster_bits
+            if await self.block(cluster >> self.bits) is not None:
+                self.decrement_nowait(cluster)
 
     def _clusters(self, offset: int, count: int) -> range:
         return range(offset, offset + (count << self.cluster_bits), self.cluster_size)

@@ -124,12 +124,13 @@ async def grow_l1(image: Image, needed: int) -> None:
         # The header is not to name what is not counted, even if refcounts are lazy: no dirty bit says so.
         await metadata.write_back(accurate=True)
         await image.file.flush()
-        await metadata.update_header(
-            lambda header: attrs.evolve(header, l1_size=needed, l1_table_offset=offset)
-        )
     except BaseException:
         metadata.free(offset, clusters << image.cluster_bits, FREED_OTHERWISE)
         raise
+    # If this fails the disk may name the new place: a leak then, never free.
+    await metadata.update_header(
+        lambda header: attrs.evolve(header, l1_size=needed, l1_table_offset=offset)
+    )
     old_offset, old_length = metadata.l1_offset, len(metadata.l1) * 8
     metadata.l1.extend(table[len(metadata.l1) :])
     metadata.l1_offset = offset
