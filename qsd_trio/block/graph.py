@@ -252,10 +252,15 @@ class BlockGraph:
 
         Raises QmpError on a conflict or if a driver cannot get a lock.
         """
-        order = topological(roots)
+        roots = set(roots)
         planned: dict[Edge, tuple[Perm, Perm]] = {}
         changed: list[tuple[Node, tuple[Perm, Perm]]] = []
-        for node in order:
+        for node in topological(roots):
+            if node not in roots and not any(
+                planned.get(edge, (edge.perm, edge.shared)) != (edge.perm, edge.shared)
+                for edge in node.parents
+            ):
+                continue  # nothing new comes down to it: long chains are opened node by node
             edges = [
                 (edge, *planned.get(edge, (edge.perm, edge.shared)))
                 for edge in reversed(node.parents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, TypeVar, final
 
 import attrs
@@ -119,10 +120,25 @@ class NodeOpener:
                 " give the backing file with the option 'backing'"
             )
         path = self._resolve(filename)
+        self._check_loop(path)
         if format_ in ("file", "host_device"):
             return _options_of({"driver": format_, "filename": path})
         file: Json = {"driver": self._protocol_of(path), "filename": path}
         return _options_of({"driver": format_, "file": file})
+
+    def _check_loop(self, path: str) -> None:
+        """Refuse a backing file that is one of the images being opened on top of it.
+
+        Loops through links have other names each time round: MAX_DEPTH ends them.
+        """
+        path = os.path.abspath(path)
+        node: Node | None = self._node
+        while node is not None:
+            file = node.child(ChildRole.PRIMARY)
+            name = file.node.driver.filename() if file is not None else ""
+            if name and os.path.abspath(name) == path:
+                raise QmpError(f"Image '{path}' is its own backing file, or that of others above")
+            node = node.inherits_from
 
     def _resolve(self, filename: str) -> str:
         """Return the path of a file that the image names."""

@@ -56,19 +56,33 @@ class FastPath:
     def map_read(self, offset: int, length: int) -> Extents | None:
         """Say where the bytes are, or None."""
         table = self._tables.get(offset >> self._slice_shift)
-        if table is not None:
+        if table is None:
+            empty = self._has_no_table(offset, length)
+        else:
             within = offset & self._mask
+            empty = False
             if within + length <= self._size:
                 entry = table[offset >> self._bits & self._slice_mask]
                 host = entry & OFFSET_MASK
                 if host and not entry & self._odd:
                     return self._data.map_read(host + within, length)
-                if not entry:
-                    # In a chain of images most reads fall through most of them.
-                    backing = self.image.backing
-                    if backing is not None and offset + length <= backing.getlength():
-                        return backing.map_read(offset, length)
+                empty = not entry
+        if empty:
+            # In a chain of images most reads fall through most of them.
+            backing = self.image.backing
+            if backing is not None and offset + length <= backing.getlength():
+                return backing.map_read(offset, length)
         return self._map_read_runs(offset, length)
+
+    def _has_no_table(self, offset: int, length: int) -> bool:
+        """Say whether a range is within that of an L1 entry without an L2 table."""
+        image = self.image
+        index = offset >> image.l1_shift
+        return not (
+            self._metadata.l1[index] & OFFSET_MASK
+            or (offset + length - 1) >> image.l1_shift != index
+            or image.broken
+        )
 
     def _map_read_general(self, offset: int, length: int) -> Extents | None:
         number = offset >> self._slice_shift
