@@ -23,9 +23,10 @@ from qsd_trio.testing.recorder import RecordingDisk as Disk
 from tests.block.drivers.qcow2.checker import OFFSET, Report, check
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
+    from qsd_trio.block.drivers.qcow2.encryption import NewEncryption
     from qsd_trio.block.io import Node
 
 __all__ = [
@@ -53,6 +54,7 @@ async def make(
     extended: bool = False,
     data: ProtocolDriver | None = None,
     raw: bool = False,
+    crypt: NewEncryption | None = None,
 ) -> bytes:
     """Make an empty image; ``data`` becomes its external data file, ``raw``: one that stands alone."""
     disk = Disk()
@@ -68,7 +70,7 @@ async def make(
         autoclear=AUTOCLEAR_DATA_FILE_RAW if raw else 0,
         header_length=OUR_V3_SIZE if version >= 3 else V2_SIZE,
     )
-    await write_image(child_of(node_over(disk)), header, size, prealloc, data_file)
+    await write_image(child_of(node_over(disk)), header, size, prealloc, data_file, crypt)
     return bytes(disk.data)
 
 
@@ -79,6 +81,7 @@ async def opened(
     *,
     data: ProtocolDriver | None = None,
     read_only: bool = False,
+    objects: Mapping[str, object] | None = None,
     **options: object,
 ) -> AsyncGenerator[Node]:
     """Open the image on ``disk``, with ``data`` as its external data file."""
@@ -87,7 +90,7 @@ async def opened(
         children["data-file"] = node_over(data, node_name="data")
     if backing is not None:
         children["backing"] = backing
-    opener = FakeOpener(children, read_only=read_only)
+    opener = FakeOpener(children, read_only=read_only, objects=objects)
     driver = await Qcow2.open(opener, BlockdevOptionsQcow2(file="file", **options))
     node = node_over(driver, node_name="node", read_only=read_only, bitmaps=opener.bitmaps)
     node.opener = opener
