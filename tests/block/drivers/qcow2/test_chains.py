@@ -19,23 +19,24 @@ LENGTH = 100
 SIZE = 1 << 20
 
 
-async def chain(stack: AsyncExitStack, sizes: list[int], below: bytes) -> Node:
+async def chain(stack: AsyncExitStack, sizes: list[int], below: bytes) -> list[Node]:
     """Open images of these sizes, each over the one before, the first over ``below``."""
-    node = memory_node(below)
+    nodes = [memory_node(below)]
     for size in sizes:
-        node = await stack.enter_async_context(opened(Disk(await make(size)), node))
-    return node
+        nodes.append(await stack.enter_async_context(opened(Disk(await make(size)), nodes[-1])))
+    return nodes
 
 
 async def test_reads_fall_through_a_chain_of_100() -> None:
     below = pattern(SIZE)
     async with AsyncExitStack() as stack:
-        node = await chain(stack, [SIZE] * LENGTH, below)
+        nodes = await chain(stack, [SIZE] * LENGTH, below)
+        node = nodes[-1]
         await write(node, 70_000, b"top")
         want = below[:70_000] + b"top" + below[70_003:]
         assert await read(node, 0, SIZE) == want
         assert node.map_read(300_000, 100_000) is None, "the lowest image cannot be mapped"
-        middle = node.driver.backing.node.driver.backing.node
+        middle = nodes[-3]
         await write(middle, 1 << 19, b"m" * 65536)
         assert read_fast(node, 1 << 19, 65536) == b"m" * 65536
         extents = node.map_read((1 << 19) + 100, 512)
@@ -47,7 +48,7 @@ async def test_reads_fall_through_a_chain_of_100() -> None:
 async def test_images_of_a_chain_differ_in_length() -> None:
     below = pattern(200_192)
     async with AsyncExitStack() as stack:
-        node = await chain(stack, [150_016, 300_032, 100_352, SIZE], below)
+        *_, node = await chain(stack, [150_016, 300_032, 100_352, SIZE], below)
         want = below[:100_352].ljust(SIZE, b"\0")
         assert await read(node, 0, SIZE) == want, "what a shorter image cuts off stays away"
         await write(node, 100_000, b"x")
