@@ -98,20 +98,6 @@ def allocated_size(node: Node) -> int | None:
     return sum(known) if known else None
 
 
-async def cluster_size(node: Node) -> int | None:
-    """Return the size of the format's clusters, also seen through filters; None: it has none."""
-    while True:
-        info = await node.driver.image_info()
-        if "cluster-size" in info:
-            size = info["cluster-size"]
-            assert isinstance(size, int)
-            return size
-        below = primary_child(node)
-        if below is None or not (node.driver.is_filter or below.role & ChildRole.FILTERED):
-            return None
-        node = below.node
-
-
 async def image_info(node: Node, *, with_backing: bool) -> dict[str, Json]:
     """Return ImageInfo of a node; ``with_backing``: its backing images nested in it."""
     info: dict[str, Json] = {

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, final
 
 import attrs
 
-from qsd_trio.block import query
 from qsd_trio.block.dirty_bitmaps import MIN_GRANULARITY, DirtyBitmap, default_granularity
 from qsd_trio.commands.abc import command
 from qsd_trio.commands.actions import Action, perform
@@ -51,7 +50,8 @@ class Add(Action):
         node = self.graph.find(arg.node)
         granularity = arg.granularity
         if granularity is None:
-            granularity = default_granularity(await query.cluster_size(node))
+            info = await node.driver.image_info()
+            granularity = default_granularity(info.get("cluster-size"))
         elif granularity < MIN_GRANULARITY or granularity & (granularity - 1):
             raise QmpError("Granularity must be power of 2 and at least 512")
         if arg.persistent:
