@@ -289,7 +289,7 @@ class Node:
             if align == 1 and length <= limits.max_transfer:
                 await self.driver.pwritev(offset, iov, flags & limits.write_flags)
             elif offset % align or length % align:
-                await self._pwritev_unaligned(offset, length, iov)
+                await self._pwritev_unaligned(offset, length, iov, flags)
             else:
                 step = self._max_transfer()
                 async with self._serialising(offset, offset + length):
@@ -303,7 +303,7 @@ class Node:
         if flags and flags & ReqFlag.FUA and not limits.write_flags & ReqFlag.FUA:
             await self.flush()
 
-    async def _pwritev_unaligned(self, offset: int, length: int, iov: Iov) -> None:
+    async def _pwritev_unaligned(self, offset: int, length: int, iov: Iov, flags: ReqFlag) -> None:
         """Read, modify, write the blocks at the ends; nobody else may be in them meanwhile."""
         align = self._limits.request_alignment
         start = offset // align * align
@@ -319,7 +319,7 @@ class Node:
                 if high < at + size and not (low > at and size == align):
                     await self._read_block(at + size - align, bounce[size - align :])
                 iov_gather(bounce[low - at : high - at], iov_slice(iov, low - offset, high - low))
-                await self.driver.pwritev(at, [bounce], ReqFlag.NONE)
+                await self.driver.pwritev(at, [bounce], flags & self._limits.write_flags)
 
     async def _read_block(self, offset: int, block: memoryview) -> None:
         if offset < self._length:
@@ -409,7 +409,7 @@ class Node:
             part = ZEROES[:size]
             if offset % align or size % align:
                 size = min(size, align - offset % align) if offset % align else size
-                await self._pwritev_unaligned(offset, size, [ZEROES[:size]])
+                await self._pwritev_unaligned(offset, size, [ZEROES[:size]], flags)
             else:
                 async with self._serialising(offset, offset + size):
                     await self.driver.pwritev(offset, [part], flags)

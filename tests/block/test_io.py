@@ -17,7 +17,7 @@ from qsd_trio.block.io import Node
 from qsd_trio.block.options import NodeFlags
 from qsd_trio.events import Event, EventBus
 from qsd_trio.iov import iov_is_zero, iov_size, iov_slice, iov_zero
-from qsd_trio.testing.memory import child_of
+from qsd_trio.testing.memory import MemoryDriver, child_of, node_over
 
 SIZE = 8192
 
@@ -208,6 +208,15 @@ async def test_fua_is_emulated_by_a_flush() -> None:
     driver.told = Limits(write_flags=ReqFlag.FUA)
     await gate(driver).pwritev(0, view(b"x"), ReqFlag.FUA)
     assert [verb for verb, *_ in driver.log] == ["write"]
+
+
+async def test_fua_reaches_a_driver_by_blocks_too() -> None:
+    driver = MemoryDriver(bytes(8192), alignment=4096)
+    node = node_over(driver)
+    await node.pwritev(100, view(b"x"), ReqFlag.FUA)
+    assert driver.durable[100:101] == b"x"
+    await node.pwrite_zeroes(0, 300, ReqFlag.FUA)
+    assert driver.durable[100:101] == b"\0"
 
 
 async def test_flush_is_skipped_when_nothing_was_written_and_tried_again_after_an_error() -> None:

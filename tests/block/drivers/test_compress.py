@@ -102,3 +102,14 @@ async def test_copies_that_change_nothing_are_compressed_too() -> None:
         assert await read(node, 0, 2 * CLUSTER) == bytes([1]) * CLUSTER + bytes([2]) * CLUSTER
         table = await qcow2.driver.image.metadata.slice(0)
         assert table[1] & COMPRESSED
+
+
+async def test_copies_into_a_last_cluster_that_is_not_whole_pass_over_what_is_there() -> None:
+    image = await make(4 * CLUSTER + 512, cluster_bits=12)
+    async with compressing(image) as (node, qcow2, _):
+        await write(qcow2, 4 * CLUSTER, bytes([1]) * 512)
+        data = memoryview(bytes([2]) * (CLUSTER + 512))
+        await node.pwritev(3 * CLUSTER, [data], ReqFlag.WRITE_UNCHANGED)
+        assert await read(node, 3 * CLUSTER, CLUSTER + 512) == (
+            bytes([2]) * CLUSTER + bytes([1]) * 512
+        )
