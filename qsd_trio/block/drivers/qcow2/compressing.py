@@ -1,6 +1,8 @@
 """Writing compressed clusters: packed side by side, by the byte, into shared host clusters.
 
 A host cluster has a reference for each compressed cluster with bytes in it.
+What is there already may be written again, which QEMU refuses with EIO: its bytes are freed, and those of
+the new content go elsewhere.
 """
 
 from __future__ import annotations
