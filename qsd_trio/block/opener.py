@@ -121,6 +121,8 @@ class NodeOpener:
             )
         path = self._resolve(filename)
         self._check_loop(path)
+        if format_ not in _known_drivers():
+            raise QmpError(f"Could not open backing file: Unknown driver '{format_}'")
         if format_ in ("file", "host_device"):
             return _options_of({"driver": format_, "filename": path})
         file: Json = {"driver": self._protocol_of(path), "filename": path}
@@ -183,6 +185,12 @@ class NodeOpener:
     def emit(self, event: str, **data: Json) -> None:
         """Emit a QMP event."""
         self._graph.events.emit(event, **data)
+
+
+def _known_drivers() -> frozenset[str]:
+    from qsd_trio.qapi import BlockdevDriver
+
+    return frozenset(driver.value for driver in BlockdevDriver)
 
 
 def _options_of(members: Json) -> Options:

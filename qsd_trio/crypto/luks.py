@@ -118,10 +118,15 @@ class Header:
 
 def layout(key_length: int, *, detached: bool) -> tuple[list[KeySlot], int]:
     """Return empty key slots and the payload's offset (sectors) for a new header."""
-    material = -(-key_length * STRIPES // SECTOR)
-    step = -(-material // KEY_MATERIAL_ALIGNMENT) * KEY_MATERIAL_ALIGNMENT
+    step = _slot_sectors(key_length)
     slots = [KeySlot(offset=HEADER_SECTORS + index * step) for index in range(SLOTS)]
     return slots, 0 if detached else HEADER_SECTORS + SLOTS * step
+
+
+def _slot_sectors(key_length: int) -> int:
+    """Return how many sectors a slot's key material and its padding take."""
+    material = -(-key_length * STRIPES // SECTOR)
+    return -(-material // KEY_MATERIAL_ALIGNMENT) * KEY_MATERIAL_ALIGNMENT
 
 
 def new_uuid() -> str:
@@ -190,7 +195,7 @@ def _parse_slots(
     raw: Sequence[tuple[int, int, bytes, int, int]], key_length: int, limit: int | None
 ) -> list[KeySlot]:
     """Check the slots; ``limit`` is where the payload begins (sectors), if it does there."""
-    length = -(-key_length * STRIPES // SECTOR)
+    length = _slot_sectors(key_length)
     slots = []
     for index, (state, iterations, salt, offset, stripes) in enumerate(raw):
         if stripes != STRIPES:

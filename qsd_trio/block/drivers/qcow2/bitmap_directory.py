@@ -173,11 +173,11 @@ def parse(data: bytes | bytearray, count: int, *, size: int, cluster_size: int) 
         table_offset, table_size, flags, kind, granularity_bits, name_size, extra = (
             ENTRY.unpack_from(data, at)
         )
-        if extra:
-            raise QmpError("Bitmap extra data is not supported")
-        following = at + entry_size(name_size)
+        following = at + entry_size(name_size + extra)
         if following > end:
             raise QmpError("Broken bitmap directory")
+        if extra:
+            raise QmpError("Bitmap extra data is not supported")
         name = bytes(data[at + ENTRY.size : at + ENTRY.size + name_size])
         entry = Entry(
             name=name.split(b"\0", 1)[0],  # a C program stops there

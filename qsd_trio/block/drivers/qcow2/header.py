@@ -377,19 +377,19 @@ def parse_extensions(
             break
         kind, length = EXTENSION.unpack_from(cluster, at)
         at += EXTENSION.size
-        if kind == EXT_END:
-            break
         if at > end or length > end - at:
             if lenient:
                 break
             raise QmpError("Header extension too large")
+        if kind == EXT_END:
+            break
         data = cluster[at : at + length]
         if kind == EXT_BACKING_FORMAT:
             if length >= 16:
                 if lenient:
                     break
                 raise QmpError(f"ERROR: ext_backing_format: len={length} too large (>=16)")
-            backing_format = data.split(b"\0", 1)[0].decode("utf-8", "replace")
+            backing_format = data.split(b"\0", 1)[0].decode("utf-8", "replace") or None
         else:
             found.append((kind, data))
         at += (length + 7) & ~7
