@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from qsd_trio.block.abc import SECTOR
+from qsd_trio.block.abc import SECTOR, ReqFlag
+from qsd_trio.block.snapshots import Snapshot
 from qsd_trio.testing.guest import Guest, stamp, stamps
 from qsd_trio.testing.memory import memory_node, pattern
 from qsd_trio.testing.recorder import Journal
@@ -110,3 +111,44 @@ async def test_overlapping_requests_in_random_order(
     report = check(bytes(disk.data), below, bytes(data.data) if data else None)
     assert (report.errors, report.leaks) == ([], [])
     assert stamps(report.content) == final
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("extended", "bits", "backed"),
+    [(False, 12, True), (True, 14, False), (True, 14, True), (True, 16, True)],
+)
+async def test_together_with_snapshots_and_compressed_clusters(
+    seed: int, extended: bool, bits: int, backed: bool
+) -> None:
+    rng = random.Random(seed)
+    size = 40 << bits
+    below = pattern(size // 2) if backed else b""
+    model = bytearray(below.ljust(size, b"\0"))
+    disk = Disk(await make(size, cluster_bits=bits, extended=extended))
+    taken: dict[str, bytes] = {}
+    backing = memory_node(below) if backed else None
+    async with opened(disk, backing, l2_cache_entry_size=512, l2_cache_size=2048) as node:
+        store = node.driver.snapshots
+        for turn in range(4):
+            await random_work(node, rng, model, 25, backing=backed)
+            for _ in range(4):
+                start = rng.randrange(40) << bits
+                data = bytes([rng.randrange(256)]) * (1 << bits)
+                await node.pwritev(start, [memoryview(data)], ReqFlag.WRITE_COMPRESSED)
+                model[start : start + len(data)] = data
+            name = f"s{turn}"
+            snapshot = Snapshot(
+                id=b"", name=name.encode(), date_sec=0, date_nsec=0, vm_clock_nsec=0
+            )
+            await store.create(snapshot)
+            taken[name] = bytes(model)
+            if turn == 2:
+                await store.delete(None, b"s0")
+                del taken["s0"]
+        await random_work(node, rng, model, 25, backing=backed)
+        assert await read(node, 0, size) == model
+    report = check(bytes(disk.data), below)
+    assert (report.errors, report.leaks) == ([], [])
+    assert report.content == model
+    assert {snapshot.name: snapshot.content for snapshot in report.snapshots} == taken
