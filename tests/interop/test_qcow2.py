@@ -96,6 +96,8 @@ def test_options() -> None:
         {"l2-cache-size": -1},
         {"l2-cache-size": 1 << 62},
         {"refcount-cache-size": 1 << 62},
+        {"cache-size": 1 << 62, "l2-cache-size": 1 << 62},
+        {"cache-size": 1 << 50, "refcount-cache-size": MIB},
         {"l2-cache-entry-size": 511},
         {"l2-cache-entry-size": 1 << 17},
         {"l2-cache-entry-size": 4096},

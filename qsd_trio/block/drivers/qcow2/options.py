@@ -93,6 +93,7 @@ def _cache_sizes(options: Options, header: Header) -> tuple[int, int, int]:
     entry_bytes = 16 if header.incompatible & INCOMPAT_EXTENDED_L2 else 8
     largest_l2 = _div_up(clusters * entry_bytes, size) * size
     smallest_refcounts = MIN_REFCOUNT_ENTRIES * size
+    l2_size = min(largest_l2, MAX_DEFAULT_L2_CACHE if l2 is None else l2)
     if total is not None:
         if l2 is not None and refcounts is not None:
             raise QmpError(
@@ -103,16 +104,15 @@ def _cache_sizes(options: Options, header: Header) -> tuple[int, int, int]:
         if refcounts is not None and refcounts > total:
             raise QmpError("refcount-cache-size may not exceed cache-size")
         if l2 is not None:
-            refcounts = total - l2
+            refcounts = total - l2_size
         elif refcounts is not None:
-            l2 = total - refcounts
+            l2_size = total - refcounts
         elif total >= largest_l2 + smallest_refcounts:
-            l2 = largest_l2
-            refcounts = total - l2
+            l2_size = largest_l2
+            refcounts = total - l2_size
         else:
             refcounts = min(total, smallest_refcounts)
-            l2 = total - refcounts
-    l2 = min(largest_l2, MAX_DEFAULT_L2_CACHE if l2 is None else l2)
+            l2_size = total - refcounts
     if refcounts is None:
         refcounts = smallest_refcounts
     if entry is not None and (not 512 <= entry <= size or entry & (entry - 1)):
@@ -120,11 +120,12 @@ def _cache_sizes(options: Options, header: Header) -> tuple[int, int, int]:
             f"L2 cache entry size must be a power of two between 512 and the cluster size ({size})"
         )
     entry = min(size, DEFAULT_SLICE_SIZE) if entry is None else entry
-    if l2 // entry > _INT_MAX:
+    if l2_size // entry > _INT_MAX:
         raise QmpError("L2 cache size too big")
     if refcounts // size > _INT_MAX:
         raise QmpError("Refcount cache size too big")
-    return max(l2 // entry, MIN_L2_ENTRIES), entry, max(refcounts // size, MIN_REFCOUNT_ENTRIES)
+    blocks = max(refcounts // size, MIN_REFCOUNT_ENTRIES)
+    return max(l2_size // entry, MIN_L2_ENTRIES), entry, blocks
 
 
 def _div_up(value: int, unit: int) -> int:
