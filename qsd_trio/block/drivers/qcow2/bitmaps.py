@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 #: Memory that the bitmaps of an image may take together when it opens.
 MAX_LOADED: Final = 1 << 30
-#: Pieces of a bitmap, of a cluster each, handled between two checkpoints.
-_STEP: Final = 1024
+#: Bitmaps, or pieces of one of a cluster each, handled between two checkpoints.
+_STEP: Final = 512
 
 
 @final
@@ -70,7 +70,9 @@ class BitmapStore:
             return store
         found = []
         loaded = 0
-        for entry in await tables.read_directory(metadata):
+        for number, entry in enumerate(await tables.read_directory(metadata)):
+            if not number % _STEP:
+                await trio.lowlevel.checkpoint()
             name = entry.name.decode("utf-8", "surrogateescape")
             lost = bool(entry.flags & form.IN_USE)
             if not lost:
