@@ -21,12 +21,15 @@ import trio
 from qsd_trio.block.abc import SECTOR
 from qsd_trio.block.drivers.qcow2 import metadata
 from qsd_trio.block.io import Node
+from qsd_trio.qapi import BlockdevQcow2Encryption
+from qsd_trio.qapi.converter import from_qmp
 from qsd_trio.testing.guest import Guest, stamp
 from qsd_trio.testing.memory import memory_node
 from qsd_trio.testing.recorder import Crash, Journal, RecordingDisk
 from tests.block.drivers.qcow2.checker import Report
 from tests.block.drivers.qcow2.kit import check, opened, qemu_img, read, write
 from tests.block.drivers.qcow2.workload import Workload
+from tests.block.secrets import secret
 from tests.peers import requires
 
 pytestmark = requires("qemu-img")
@@ -36,6 +39,9 @@ SESSIONS = (20, 0, 20)  # requests each time the image is open
 PER_WORKLOAD = 20  # crashes of a workload that are looked at
 SNAPSHOTS = "wwwwzZdfSSD"
 GRANULARITY = 4096
+LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+PASSWORD = "swordfish"
+OBJECT = f"secret,id=s,data={PASSWORD}"
 LEAKS = 3  # exit code of `qemu-img check`
 
 
@@ -67,6 +73,11 @@ class Case:
             if name == "cluster_size":
                 return int(value.removesuffix("k")) * (1024 if value.endswith("k") else 1)
         return 65536
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the checker cannot read it."""
+        return "encrypt" in self.options
 
 
 CASES = [
@@ -103,6 +114,9 @@ CASES = [
     Case("compressed, zstd", "cluster_size=4k,compression_type=zstd", kinds="wwcccczZdf"),
     Case("compressed, subclusters", "cluster_size=16k,extended_l2=on", 512, "wwcccczZdf"),
     Case("compressed, lazy refcounts", "cluster_size=4k,lazy_refcounts=on", kinds="wwcccczZdf"),
+    Case("encrypted", f"cluster_size=4k,{LUKS}", points=30),
+    Case("encrypted, backing file", f"cluster_size=4k,{LUKS}", backed=True, points=30),
+    Case("encrypted, subclusters", f"cluster_size=16k,extended_l2=on,{LUKS}", 512, points=30),
     Case("snapshots", "cluster_size=4k", kinds=SNAPSHOTS, tasks=1),
     Case("snapshots, v2", "cluster_size=4k,compat=0.10", kinds=SNAPSHOTS, tasks=1),
     Case("snapshots, 512-byte clusters", "cluster_size=512", 400, SNAPSHOTS, tasks=1),
@@ -128,7 +142,8 @@ def new_image(options: str, size: int, bitmaps: tuple[str, ...]) -> tuple[bytes,
     with TemporaryDirectory() as name:
         image, data = Path(name, "image"), Path(name, "data")
         options = options.replace("DATA", str(data))
-        qemu_img("create", "-qf", "qcow2", *(["-o", options] if options else []), image, size)
+        arguments = ["-o", options] if options else []
+        qemu_img("create", "--object", OBJECT, "-qf", "qcow2", *arguments, image, size)
         for bitmap in bitmaps:
             qemu_img("bitmap", "--add", "-g", GRANULARITY, image, bitmap)
         return image.read_bytes(), data.read_bytes() if data.exists() else b""
@@ -192,7 +207,11 @@ class Crashed:
         """Open the image on disks, with room for two L2 tables: they come and go."""
         backing = memory_node(self.below) if self.below else None
         data_file = data if "data_file" in self.case.options else None
-        options = {"l2_cache_size": 1024, **dict(self.case.runtime)}
+        options: dict[str, object] = {"l2_cache_size": 1024, **dict(self.case.runtime)}
+        if self.case.is_encrypted:
+            encrypt = {"format": "luks", "key-secret": "s"}
+            options["encrypt"] = from_qmp(BlockdevQcow2Encryption, encrypt)
+            options["objects"] = {"s": secret(PASSWORD.encode())}
         return opened(disk, backing, data=data_file, **options)
 
     def check(self, image: bytes, data: bytes) -> Report:
@@ -203,7 +222,8 @@ class Crashed:
             assert [each for each in report.errors if "COPIED flag missing" not in each] == []
         else:
             assert report.errors == []
-        self.check_bitmaps(report)
+        if not self.case.is_encrypted:
+            self.check_bitmaps(report)
         return report
 
     def check_bitmaps(self, report: Report) -> None:
@@ -227,13 +247,15 @@ class Crashed:
         disk, data = (RecordingDisk(image) for image in crash.images)
         async with self.opened(disk, data) as node:
             content = await read(node, 0, node.getlength())
-            assert content == found.content
+            assert self.case.is_encrypted or content == found.content
             self.work.guest.check_crash(crash.position, content)
             await write(node, 0, stamp(1) * 2)
+            now = await read(node, 0, node.getlength())
+        assert now == stamp(1) * 2 + content[1024:]
         after = self.check(bytes(disk.data), bytes(data.data))
         assert not after.dirty
         assert not found.dirty or after.leaks == [], "a repair leaves no leaks"
-        assert after.content == stamp(1) * 2 + content[1024:]
+        assert self.case.is_encrypted or after.content == now
         assert {each.name: each.content for each in after.snapshots} == snapshots
 
     def show_qemu(self, crash: Crash, directory: Path) -> None:
@@ -247,9 +269,16 @@ class Crashed:
             options += f",data-file.driver=file,data-file.filename={data}"
         if self.below:
             options += f",backing.driver=raw,backing.file.driver=file,backing.file.filename={below}"
+        if self.case.is_encrypted:
+            options += ",encrypt.format=luks,encrypt.key-secret=s"
+        arguments = ["--object", OBJECT, "--image-opts", options]
         report = self.check(*crash.images)
-        command = ["check", *(["-r", "all"] if report.dirty else []), "--image-opts", options]
-        result = subprocess.run(["qemu-img", *command], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            ["qemu-img", "check", *(["-r", "all"] if report.dirty else []), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert result.returncode in (0, LEAKS), result.stdout + result.stderr
-        qemu_img("convert", "-O", "raw", "--image-opts", options, raw)
-        assert raw.read_bytes() == report.content
+        qemu_img("convert", "-O", "raw", *arguments, raw)
+        self.work.guest.check_crash(crash.position, raw.read_bytes())
