@@ -6,11 +6,15 @@ bitmap on a little-endian host. Ranges are ``start <= bit < stop``.
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Bytes that a scan compares at once: few at first, as the next change is often near.
 NEAR: Final = 64
-STEP: Final = 4096
+STEP_BITS: Final = 12
+STEP: Final = 1 << STEP_BITS
 
 _BLANK: Final = (bytes(STEP), b"\xff" * STEP)
 #: Per byte: its pairs of bits, each as one bit that is set if one of the two is, in the low nibble.
@@ -104,7 +108,16 @@ class BitArray:
 
     def count(self) -> int:
         """Return how many bits are set."""
-        return int.from_bytes(self.data, "little").bit_count()
+        return sum(int.from_bytes(piece, "little").bit_count() for _, piece in self._pieces())
+
+    def _pieces(self) -> Iterator[tuple[int, bytearray]]:
+        """Go through the (byte number, bytes) of pieces, of STEP bytes, where something is set."""
+        data = self.data
+        blank = _BLANK[0]
+        for at in range(0, len(data), STEP):
+            piece = data[at : at + STEP]
+            if not blank.startswith(piece):
+                yield at, piece
 
     def resize(self, length: int) -> None:
         """Cut the end off, or add clear bits there."""
@@ -131,32 +144,44 @@ class BitArray:
 
         With a negative ``shift`` it is the other way round.
         """
-        data: bytes | bytearray = other.data
-        for _ in range(-shift):
-            data = _halve(data)
-        for _ in range(shift):
-            data = _double(data)
-        size = len(self.data)
-        total = int.from_bytes(self.data, "little") | int.from_bytes(data[:size], "little")
-        self.data[:] = total.to_bytes(size, "little")
+        rest = max(-shift - STEP_BITS, 0)  # halvings beyond a byte per piece
+        for at, piece in other._pieces():
+            for _ in range(shift):
+                piece = _double(piece)
+            for _ in range(-shift - rest):
+                piece = _halve(piece)
+            if not rest:
+                self._add(at << shift if shift > 0 else at >> -shift, piece)
+                continue
+            for bit in range(8):
+                if piece[0] >> bit & 1:
+                    here = ((at >> STEP_BITS << 3) + bit) >> rest
+                    self.set(here, here + 1)
         self._trim()
+
+    def _add(self, at: int, piece: bytearray) -> None:
+        """Set what is set in ``piece``, which lies at byte number ``at``."""
+        piece = piece[: len(self.data) - at]
+        size = len(piece)
+        both = int.from_bytes(self.data[at : at + size], "little") | int.from_bytes(piece, "little")
+        self.data[at : at + size] = both.to_bytes(size, "little")
 
 
 def _lowest(value: int) -> int:
     return (value & -value).bit_length() - 1
 
 
-def _halve(data: bytes | bytearray) -> bytes:
+def _halve(data: bytearray) -> bytearray:
     """Return a bit for every two of ``data``."""
     folded = data.translate(_HALVES)
     low, high = folded[0::2], folded[1::2].translate(_SHIFTED)
-    size = len(low)
-    return (int.from_bytes(low, "little") | int.from_bytes(high, "little")).to_bytes(size, "little")
+    both = int.from_bytes(low, "little") | int.from_bytes(high, "little")
+    return bytearray(both.to_bytes(len(low), "little"))
 
 
-def _double(data: bytes | bytearray) -> bytes:
+def _double(data: bytearray) -> bytearray:
     """Return every bit of ``data`` twice."""
     doubled = bytearray(2 * len(data))
     doubled[0::2] = data.translate(_DOUBLED_LOW)
     doubled[1::2] = data.translate(_DOUBLED_HIGH)
-    return bytes(doubled)
+    return doubled

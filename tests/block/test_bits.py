@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,6 +90,29 @@ def test_merge_of_other_granularity(data: st.DataObject, shift: int, units: int)
         start, stop = bit << theirs, min((bit + 1) << theirs, units)
         want.update(range(start >> mine, ((stop - 1) >> mine) + 1))
     assert found(target) == want
+
+
+@pytest.mark.parametrize("shift", [-20, -16, -15, -13, -12, -9, -1, 0, 1, 3])
+def test_merge_of_long_ones(shift: int) -> None:
+    """Several steps of the scan long, and coarser by more than a step."""
+    rng = random.Random(shift)
+    fine, coarse = 8 * 5 * STEP + 77, -(-(8 * 5 * STEP + 77) >> abs(shift))
+    source, target = BitArray(fine if shift <= 0 else coarse), BitArray(0)
+    target.resize(coarse if shift <= 0 else fine)
+    want = set()
+    for _ in range(20):
+        bit = rng.choice([rng.randrange(source.length), source.length - 1, 8 * STEP, 8 * STEP - 1])
+        bit = min(bit, source.length - 1)
+        source.set(bit, bit + 1)
+        if shift <= 0:
+            want.add(bit >> -shift)
+        else:
+            want.update(range(bit << shift, min((bit + 1) << shift, fine)))
+    own = rng.randrange(target.length)
+    target.set(own, own + 1)
+    target.merge(source, shift)
+    assert found(target) == want | {own}
+    assert target.count() == len(want | {own})
 
 
 @pytest.mark.parametrize("at", [0, 8 * NEAR, 8 * (NEAR + STEP) - 1, 8 * (NEAR + 3 * STEP) + 5])
