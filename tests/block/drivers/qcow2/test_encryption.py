@@ -132,6 +132,19 @@ async def test_nothing_plain_reaches_the_disk(method: str) -> None:
 
 
 @METHODS
+async def test_what_is_to_be_compressed_is_encrypted_instead(method: str) -> None:
+    """(The real daemon compresses it, and stores it for all to read.)"""
+    disk = Disk(await kit.make(MIB, crypt=new(method)))
+    data = b"What the guest writes, 32 bytes." * 2048
+    async with opened(disk, method) as node:
+        await node.pwritev(0, [memoryview(data)], ReqFlag.WRITE_COMPRESSED)
+        assert await read(node, 0, len(data)) == data
+        status = await node.block_status(0, len(data))
+        assert not status.flags & StatusFlag.COMPRESSED
+    assert_sound(disk)
+
+
+@METHODS
 async def test_all_bytes_go_the_slow_path(method: str) -> None:
     async with opened(Disk(await kit.make(MIB, crypt=new(method))), method) as node:
         await write(node, 0, b"a" * 65536)
