@@ -23,8 +23,8 @@ from qsd_trio.block.drivers.qcow2 import (
     bitmaps,
     compressing,
     encryption,
+    overlap,
     resize,
-    snapshots,
     writing,
     zeroing,
 )
@@ -35,7 +35,8 @@ from qsd_trio.block.drivers.qcow2.compressed import COMPRESSION_TYPES
 from qsd_trio.block.drivers.qcow2.image import Image, Kind
 from qsd_trio.block.drivers.qcow2.layout import CorruptImageError
 from qsd_trio.block.drivers.qcow2.mapping import FastPath
-from qsd_trio.block.drivers.qcow2.metadata import Metadata, read_file
+from qsd_trio.block.drivers.qcow2.imagefile import read_file
+from qsd_trio.block.drivers.qcow2.metadata import Metadata
 from qsd_trio.errors import QmpError, os_error
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from qsd_trio.block.abc import Child, Extents, Iov, Objects, Opener
     from qsd_trio.block.drivers.qcow2.header import Header
+    from qsd_trio.block.drivers.qcow2.snapshots import Snapshots
     from qsd_trio.untyped import Json, Options
 
 log = logging.getLogger(__name__)
@@ -92,7 +94,6 @@ class Qcow2(FormatDriver):
         self.mapping = mapping = FastPath(self.image)
         self.map_read = mapping.map_read  # type: ignore[method-assign]
         self.map_write = mapping.map_write  # type: ignore[method-assign]
-        self.snapshots = snapshots.Snapshots(image=self.image, report=self._corrupt)
 
     @classmethod
     async def open(cls, opener: Opener, options: Options) -> Self:
@@ -101,13 +102,16 @@ class Qcow2(FormatDriver):
         header = await read_header(file, read_only=opener.read_only)
         runtime = opts.check(options, header, discard_unmap=opener.discard_unmap)
         metadata = await Metadata.load(file, header)
-        await snapshots.load(metadata)
+        if header.nb_snapshots:
+            from qsd_trio.block.drivers.qcow2 import snapshots
+
+            await snapshots.load(metadata)
         await metadata.set_slice_size(runtime.l2_slice_size)
         _apply(runtime, metadata)
         if not opener.read_only:
             await _repair(metadata)
             metadata.lazy = _lazy(options, header)
-        await snapshots.locate_all(metadata, runtime.overlap_check)
+        await _locate(metadata, runtime.overlap_check)
         crypt = await encryption.open_cipher(file, header, opener, options)
         data = await _open_data_file(opener, options, header)
         metadata.data = data or file
@@ -142,6 +146,13 @@ class Qcow2(FormatDriver):
     def header(self) -> Header:
         """The header as it is on disk."""
         return self.image.metadata.header
+
+    @property
+    def snapshots(self) -> Snapshots:  # type: ignore[override]  # made when it is asked for
+        """The snapshots in the image."""
+        from qsd_trio.block.drivers.qcow2.snapshots import Snapshots
+
+        return Snapshots(image=self.image, report=self._corrupt)
 
     @property
     def backing(self) -> Child | None:
@@ -394,7 +405,7 @@ class Qcow2(FormatDriver):
             self._clean_caches_every(runtime.cache_clean_interval)
             if writable and not self.writable:
                 await self._repair_late()
-            await snapshots.locate_all(metadata, runtime.overlap_check)
+            await _locate(metadata, runtime.overlap_check)
             self.writable = writable
             if writable:
                 await self._clear_unknown_autoclear()
@@ -499,6 +510,15 @@ async def _repair(metadata: Metadata) -> None:
         from qsd_trio.block.drivers.qcow2.repair import repair_dirty
 
         await repair_dirty(metadata)
+
+
+async def _locate(metadata: Metadata, protected: frozenset[str]) -> None:
+    """Note where the image has its metadata, of the kinds to be protected."""
+    await overlap.locate(metadata, protected)
+    if metadata.snapshots:
+        from qsd_trio.block.drivers.qcow2 import snapshots
+
+        await snapshots.locate(metadata)
 
 
 async def _open_data_file(opener: Opener, options: Options, header: Header) -> Child | None:

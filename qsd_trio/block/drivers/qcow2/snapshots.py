@@ -20,14 +20,14 @@ import attrs
 import trio
 
 from qsd_trio.block.drivers.qcow2 import layout as lay
-from qsd_trio.block.drivers.qcow2 import overlap, sharing, snapshot_table
+from qsd_trio.block.drivers.qcow2 import sharing, snapshot_table
 from qsd_trio.block.drivers.qcow2.check import STEP, read_words
 from qsd_trio.block.drivers.qcow2.layout import (
     COPIED,
     OFFSET_MASK,
     CorruptImageError,
 )
-from qsd_trio.block.drivers.qcow2.metadata import read_file
+from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.overlap import (
     INACTIVE_L1,
     INACTIVE_L2,
@@ -73,12 +73,6 @@ async def load(metadata: Metadata) -> None:
         raise with_errno("Failed to read snapshot table", exc) from exc
 
 
-async def locate_all(metadata: Metadata, protected: frozenset[str]) -> None:
-    """Note where an image has its metadata, of the kinds to be protected."""
-    await overlap.locate(metadata, protected)
-    await locate(metadata)
-
-
 async def locate(metadata: Metadata) -> None:
     """Note anew where the snapshots have their tables."""
     places: dict[int, str] = {}
@@ -98,16 +92,23 @@ async def locate(metadata: Metadata) -> None:
             places.setdefault(cluster, INACTIVE_L1)
         await trio.lowlevel.checkpoint()
     if INACTIVE_L2 in metadata.locations.protected:
-        left = MAX_INACTIVE_BYTES
-        for offset, length in tables:
-            left -= length
-            if left < 0 or len(places) >= MAX_LOCATIONS:
-                break
-            for start in range(0, length // 8, STEP):
-                for word in await read_words(metadata, offset, start, length // 8):
-                    if word & OFFSET_MASK:
-                        places.setdefault(word & OFFSET_MASK, INACTIVE_L2)
+        await _locate_l2_tables(metadata, tables, places)
     metadata.locations.set_snapshots(places)
+
+
+async def _locate_l2_tables(
+    metadata: Metadata, tables: Iterable[tuple[int, int]], places: dict[int, str]
+) -> None:
+    """Add to ``places`` where L1 tables, (offset, length) each, lead; as many as may be kept."""
+    left = MAX_INACTIVE_BYTES
+    for offset, length in tables:
+        left -= length
+        for start in range(0, length // 8, STEP):
+            if left < 0 or len(places) >= MAX_LOCATIONS:
+                return
+            for word in await read_words(metadata, offset, start, length // 8):
+                if word & OFFSET_MASK:
+                    places.setdefault(word & OFFSET_MASK, INACTIVE_L2)
 
 
 @final

@@ -168,7 +168,7 @@ async def test_crashes_while_one_is_taken_or_deleted(shape: Shape) -> None:
         async with opened(disk, model.backing(), l2_cache_size=1024) as node:
             await model.step(node, kinds)
         may = [before, model.kept]
-        for crash in journal.crashes(rng, 12):
+        for crash in journal.crashes(rng, 6):
             await look(model, crash.images[0], may)
     model.compare(bytes(disk.data))
 
