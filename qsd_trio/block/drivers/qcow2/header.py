@@ -160,6 +160,15 @@ class Header:
             start += bytes([self.compression_type]) + bytes(7) + self.unknown_fields
         return start
 
+    def extension_end(self) -> int:
+        """Return where the extensions end, at most: as they were parsed, or as we write them."""
+        lengths = [len(data) for _, data in self.extensions]
+        if self.backing_format:
+            lengths.append(len(self.backing_format.encode()))
+        sizes = (EXTENSION.size + (length + 7 & ~7) for length in lengths)
+        written = len(self.fields(0)) + len(self.extension_area(len(FEATURES)))
+        return max(written, self.header_length + sum(sizes) + EXTENSION.size)
+
     def backing_name(self) -> bytes:
         """Return the backing file's name as it is on disk."""
         return (self.backing_file or "").encode("utf-8", "surrogateescape")
@@ -192,8 +201,8 @@ def rewrite(old: Header, new: Header) -> tuple[Header, list[tuple[int, bytes]]]:
     stays = name == old.backing_name() and old.backing_offset >= SECTOR
     if stays:
         at = old.backing_offset
-    elif old.backing_offset < at + len(name) and at < old_end:
-        at = old_end
+    elif at < old.extension_end() or (old.backing_offset < at + len(name) and at < old_end):
+        at = max(old_end, old.extension_end())
     moved = attrs.evolve(new, backing_offset=at if name else 0)
     for features in range(len(FEATURES), -1, -1):
         start = new.fields(moved.backing_offset) + new.extension_area(features)
