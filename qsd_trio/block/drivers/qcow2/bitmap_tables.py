@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from qsd_trio.block.drivers.qcow2 import bitmap_directory as form
-from qsd_trio.block.drivers.qcow2.metadata import read_file
+from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.refcounts import from_disk
 from qsd_trio.errors import os_error, with_errno
 

@@ -20,7 +20,7 @@ from qsd_trio.block.abc import SECTOR
 from qsd_trio.block.dirty_bitmaps import DirtyBitmap, bits_for
 from qsd_trio.block.drivers.qcow2 import bitmap_directory as form
 from qsd_trio.block.drivers.qcow2 import bitmap_tables as tables
-from qsd_trio.block.drivers.qcow2.metadata import read_file
+from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.overlap import BITMAP_DIRECTORY
 from qsd_trio.block.drivers.qcow2.writing import FREED_OTHERWISE
 from qsd_trio.errors import QmpError, with_errno

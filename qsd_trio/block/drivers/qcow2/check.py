@@ -18,6 +18,7 @@ import trio
 from qsd_trio.block.drivers.qcow2 import bitmap_tables
 from qsd_trio.block.drivers.qcow2.compressed import parse_entry
 from qsd_trio.block.drivers.qcow2.header import EXT_CRYPTO
+from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.layout import (
     COMPRESSED,
     INCOMPAT_DATA_FILE,
@@ -26,7 +27,6 @@ from qsd_trio.block.drivers.qcow2.layout import (
     REFTABLE_OFFSET_MASK,
     ZERO,
 )
-from qsd_trio.block.drivers.qcow2.metadata import read_file
 from qsd_trio.block.drivers.qcow2.refcounts import from_disk
 from qsd_trio.errors import os_error
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, final
 import attrs
 import trio
 
+from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.layout import COMPRESSED
-from qsd_trio.block.drivers.qcow2.metadata import read_file
 from qsd_trio.errors import os_error
 
 if TYPE_CHECKING:

@@ -33,9 +33,9 @@ from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import options as opts
 from qsd_trio.block.drivers.qcow2.compressed import COMPRESSION_TYPES
 from qsd_trio.block.drivers.qcow2.image import Image, Kind
+from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.layout import CorruptImageError
 from qsd_trio.block.drivers.qcow2.mapping import FastPath
-from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.metadata import Metadata
 from qsd_trio.errors import QmpError, os_error
 

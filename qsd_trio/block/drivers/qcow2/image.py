@@ -12,6 +12,7 @@ import trio
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import subclusters as sub
 from qsd_trio.block.drivers.qcow2.compressed import PARALLEL, CompressedClusters
+from qsd_trio.block.drivers.qcow2.imagefile import read_into
 from qsd_trio.block.drivers.qcow2.layout import (
     COMPRESSED,
     COPIED,
@@ -19,11 +20,11 @@ from qsd_trio.block.drivers.qcow2.layout import (
     ZERO,
     CorruptImageError,
 )
-from qsd_trio.block.drivers.qcow2.metadata import Metadata, read_into
 from qsd_trio.errors import os_error
 from qsd_trio.iov import iov_fill, iov_size, iov_slice, iov_zero
 
 if TYPE_CHECKING:
+    from qsd_trio.block.drivers.qcow2.metadata import Metadata
     from array import array
     from collections.abc import Sequence
 

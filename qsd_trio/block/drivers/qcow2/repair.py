@@ -18,8 +18,8 @@ import trio
 from qsd_trio.block.drivers.qcow2 import check
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2.freed import runs
+from qsd_trio.block.drivers.qcow2.imagefile import discard_file, read_file
 from qsd_trio.block.drivers.qcow2.layout import COMPRESSED, COPIED, OFFSET_MASK
-from qsd_trio.block.drivers.qcow2.metadata import discard_file, read_file
 from qsd_trio.block.drivers.qcow2.refblock import pack, unpack
 from qsd_trio.block.drivers.qcow2.refcounts import to_disk
 from qsd_trio.errors import os_error, with_errno

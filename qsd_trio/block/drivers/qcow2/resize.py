@@ -10,8 +10,8 @@ import attrs
 
 from qsd_trio.block.abc import ReqFlag
 from qsd_trio.block.drivers.qcow2.image import Kind
+from qsd_trio.block.drivers.qcow2.l2tables import L1_SECTOR
 from qsd_trio.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES, OFFSET_MASK
-from qsd_trio.block.drivers.qcow2.metadata import L1_SECTOR
 from qsd_trio.block.drivers.qcow2.overlap import ACTIVE_L1, ACTIVE_L2
 from qsd_trio.block.drivers.qcow2.refcounts import to_disk
 from qsd_trio.block.drivers.qcow2.writing import (

@@ -16,6 +16,8 @@ import trio
 
 from qsd_trio.block.drivers.qcow2.check import STEP, read_words
 from qsd_trio.block.drivers.qcow2.compressed import parse_entry
+from qsd_trio.block.drivers.qcow2.imagefile import discard_file
+from qsd_trio.block.drivers.qcow2.l2tables import L1_SECTOR
 from qsd_trio.block.drivers.qcow2.layout import (
     COMPRESSED,
     COPIED,
@@ -23,7 +25,6 @@ from qsd_trio.block.drivers.qcow2.layout import (
     CorruptImageError,
     c_hex,
 )
-from qsd_trio.block.drivers.qcow2.metadata import L1_SECTOR, discard_file
 from qsd_trio.block.drivers.qcow2.writing import FREED_BY_SNAPSHOT
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ import trio
 from qsd_trio.block.drivers.qcow2 import layout as lay
 from qsd_trio.block.drivers.qcow2 import sharing, snapshot_table
 from qsd_trio.block.drivers.qcow2.check import STEP, read_words
+from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.layout import (
     COPIED,
     OFFSET_MASK,
     CorruptImageError,
 )
-from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.overlap import (
     INACTIVE_L1,
     INACTIVE_L2,

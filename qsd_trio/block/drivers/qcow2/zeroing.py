@@ -10,8 +10,8 @@ import trio
 from qsd_trio.block.abc import ReqFlag
 from qsd_trio.block.drivers.qcow2 import subclusters as sub
 from qsd_trio.block.drivers.qcow2.image import InFlight
+from qsd_trio.block.drivers.qcow2.imagefile import discard_file
 from qsd_trio.block.drivers.qcow2.layout import COMPRESSED, COPIED, OFFSET_MASK, ZERO
-from qsd_trio.block.drivers.qcow2.metadata import discard_file
 from qsd_trio.block.drivers.qcow2.writing import (
     FREED_BY_REQUEST,
     free_entry,
