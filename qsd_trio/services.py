@@ -193,6 +193,24 @@ async def run_isolated(
 
 
 @asynccontextmanager
+async def running_beside(function: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    """Run ``function``, which only a cancellation ends, while the context is open.
+
+    What leaves the context is not wrapped in a group: the task has no part in it.
+    """
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(function)
+        try:
+            yield
+        except BaseException as exc:
+            failure = exc
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
 async def open_service_table(
     of: type[S], kind: str, serving: trio.Event | None = None
 ) -> AsyncGenerator[ServiceTable[S]]:

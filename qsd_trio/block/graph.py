@@ -24,6 +24,7 @@ from qsd_trio.block.permissions import check_conflicts, cumulative, default_chil
 from qsd_trio.block.timers import Timers
 from qsd_trio.errors import QmpError
 from qsd_trio.registry import block_drivers
+from qsd_trio.services import running_beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -455,18 +456,9 @@ def _ancestors(nodes: Iterable[Node]) -> set[Node]:
 async def open_block_graph(events: EventBus, objects: ObjectTable) -> AsyncGenerator[BlockGraph]:
     """Open an empty graph; leaving flushes and closes every node, also under cancellation."""
     graph = BlockGraph(events, objects)
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(graph.timers.run)
+    async with running_beside(graph.timers.run):
         try:
-            try:
-                yield graph
-            finally:
-                with trio.CancelScope(shield=True):
-                    await graph.close_all()
-        except BaseException as exc:
-            failure = exc
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        # Raised here, it is not wrapped in a group: the timers have no part in it.
-        raise failure
+            yield graph
+        finally:
+            with trio.CancelScope(shield=True):
+                await graph.close_all()
