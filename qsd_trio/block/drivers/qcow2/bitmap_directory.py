@@ -42,6 +42,10 @@ MAX_NAME: Final = 1023  # bytes
 MIN_GRANULARITY_BITS: Final = 9
 MAX_GRANULARITY_BITS: Final = 31
 
+_INT_MAX: Final = (
+    2**31 - 1
+)  # what QEMU counts an entry's bytes in: longer ones fail for what is extra
+
 # Entries of a bitmap table.
 ALL_ONES: Final = 1
 _OFFSET_MASK: Final = 0x00FFFFFFFFFFFE00
@@ -105,8 +109,6 @@ def find_extension(header: Header) -> Extension | None:
     data = next((data for kind, data in header.extensions if kind == hdr.EXT_BITMAPS), None)
     if data is None:
         return None
-    if len(data) != EXTENSION.size:
-        raise QmpError("bitmaps_ext: Invalid extension length")
     if not header.autoclear & lay.AUTOCLEAR_BITMAPS:
         return None
     count, reserved, size, offset = EXTENSION.unpack(data)
@@ -174,7 +176,7 @@ def parse(data: bytes | bytearray, count: int, *, size: int, cluster_size: int) 
             ENTRY.unpack_from(data, at)
         )
         following = at + entry_size(name_size + extra)
-        if following > end:
+        if following > end and following - at <= _INT_MAX:
             raise QmpError("Broken bitmap directory")
         if extra:
             raise QmpError("Bitmap extra data is not supported")

@@ -28,6 +28,7 @@ EXT_END: Final = 0
 EXT_BACKING_FORMAT: Final = 0xE2792ACA
 EXT_FEATURE_TABLE: Final = 0x6803F857
 EXT_BITMAPS: Final = 0x23852875
+BITMAPS_SIZE: Final = 24  # of that extension
 EXT_CRYPTO: Final = 0x0537BE77
 EXT_DATA_FILE: Final = 0x44415441
 
@@ -392,6 +393,8 @@ def parse_extensions(
             raise QmpError("Header extension too large")
         if kind == EXT_END:
             break
+        if kind == EXT_BITMAPS and length != BITMAPS_SIZE and not lenient:
+            raise QmpError("bitmaps_ext: Invalid extension length")
         data = cluster[at : at + length]
         if kind == EXT_BACKING_FORMAT:
             if length >= 16:

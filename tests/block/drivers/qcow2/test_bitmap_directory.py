@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qsd_trio.block.drivers.qcow2 import bitmap_directory as form
 from qsd_trio.block.drivers.qcow2.bitmap_directory import Entry, Extension
-from qsd_trio.block.drivers.qcow2.header import EXT_BITMAPS, Header
+from qsd_trio.block.drivers.qcow2.header import EXT_BITMAPS, Header, parse_extensions
 from qsd_trio.errors import QmpError
 
 CLUSTER = 4096
@@ -143,8 +143,10 @@ def test_extension() -> None:
     extension = Extension(count=65535, size=form.MAX_DIRECTORY, offset=65536)
     assert form.find_extension(header(extension.to_bytes())) == extension
     assert form.find_extension(Header(autoclear=1)) is None
-    with pytest.raises(QmpError, match="Invalid extension length"):
-        form.find_extension(header(bytes(16), autoclear=0))
+    for length in (16, 32):
+        start = struct.pack(">II", EXT_BITMAPS, length) + bytes(40)
+        with pytest.raises(QmpError, match="bitmaps_ext: Invalid extension length"):
+            parse_extensions(start, 0, len(start))
 
 
 @pytest.mark.parametrize("word", [2, 512, 1 << 63, CLUSTER | 1, 1 << 56])
