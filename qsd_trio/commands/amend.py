@@ -39,7 +39,13 @@ async def x_blockdev_amend(daemon: Daemon, arg: XBlockdevAmendArg) -> None:
     async def release() -> None:
         await _set_amending(daemon, node, False)
 
-    await _set_amending(daemon, node, True)
+    try:
+        await _set_amending(daemon, node, True)
+    except QmpError:
+        # As QEMU: the job is there for a moment.
+        for status in ("created", "null"):
+            daemon.events.emit("JOB_STATUS_CHANGE", id=arg.job_id, status=status)
+        raise
     try:
         backend = await graph.open_backend(arg.node_name, Perm.NONE, Perm.ALL)
     except BaseException:
