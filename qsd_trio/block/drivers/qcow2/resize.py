@@ -41,20 +41,28 @@ async def truncate(
         # They do not record their size.
         raise QmpError("Can't resize a v2 image which has snapshots")
     old = image.size
-    if size < old:
-        if prealloc != "off":
-            raise QmpError("Preallocation can't be used for shrinking an image")
-        await _shrink(image, size)
-    else:
-        await _grow(image, size, prealloc, flags)
-    if image.external and prealloc in ("off", "metadata"):
-        await image.data.truncate(size, exact=exact)
+    if size < old and prealloc != "off":
+        raise QmpError("Preallocation can't be used for shrinking an image")
+    try:
+        if size < old:
+            await _shrink(image, size)
+        else:
+            await _grow(image, size, prealloc, flags)
+        if image.external and prealloc in ("off", "metadata"):
+            await image.data.truncate(size, exact=exact)
+        await _record_size(image, size)
+    except BaseException:
+        image.size = old
+        raise
+
+
+async def _record_size(image: Image, size: int) -> None:
+    """Write the size into the header, after all that it stands for."""
     try:
         await image.metadata.write_back()
         await image.file.flush()
         await image.metadata.update_header(lambda header: attrs.evolve(header, size=size))
     except OSError as exc:
-        image.size = old
         raise with_errno("Failed to update the image size", exc) from exc
 
 
@@ -79,13 +87,9 @@ async def _grow(image: Image, size: int, prealloc: str, flags: ReqFlag) -> None:
         elif prealloc != "off":
             await _preallocate(image, old, size, prealloc)
     except OSError as exc:
-        image.size = old
         raise with_errno(
             "Preallocation failed" if not zero else "Failed to zero out the new area", exc
         ) from exc
-    except BaseException:
-        image.size = old
-        raise
 
 
 async def _zero_growth(image: Image, start: int, end: int) -> None:
@@ -244,7 +248,6 @@ async def _shrink(image: Image, size: int) -> None:
             await image.file.truncate(end)
             metadata.refcounts.fresh_from = end >> image.cluster_bits
     except OSError as exc:
-        image.size = old
         raise with_errno("Failed to discard cropped clusters", exc) from exc
 
 

@@ -11,22 +11,25 @@ import trio
 from qsd_trio.block.abc import Perm, ProtocolDriver
 from qsd_trio.block.drivers.qcow2 import Qcow2
 from qsd_trio.block.drivers.qcow2.create import write_image
+from qsd_trio.block.drivers.qcow2.encryption import NewEncryption
 from qsd_trio.block.drivers.qcow2.header import OUR_V3_SIZE, V2_SIZE, Header
 from qsd_trio.block.drivers.qcow2.layout import (
     AUTOCLEAR_DATA_FILE_RAW,
     INCOMPAT_DATA_FILE,
     INCOMPAT_EXTENDED_L2,
 )
-from qsd_trio.qapi import BlockdevOptionsQcow2
+from qsd_trio.block.encryption import NewLuks
+from qsd_trio.qapi import BlockdevOptionsQcow2, BlockdevQcow2Encryption
+from qsd_trio.qapi.converter import from_qmp
 from qsd_trio.testing.memory import FakeOpener, child_of, node_over
 from qsd_trio.testing.recorder import RecordingDisk as Disk
 from tests.block.drivers.qcow2.checker import OFFSET, Report, check
+from tests.crypto.kit import PASSWORD, volume
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
-    from qsd_trio.block.drivers.qcow2.encryption import NewEncryption
     from qsd_trio.block.io import Node
 
 __all__ = [
@@ -35,7 +38,9 @@ __all__ = [
     "Report",
     "assert_sound",
     "check",
+    "luks_options",
     "make",
+    "new_luks",
     "opened",
     "qemu_img",
     "read",
@@ -72,6 +77,17 @@ async def make(
     )
     await write_image(child_of(node_over(disk)), header, size, prealloc, data_file, crypt)
     return bytes(disk.data)
+
+
+def new_luks() -> NewEncryption:
+    """Return what makes an encrypted image; its secret is ``s`` of tests/block/secrets.py."""
+    header, key, _ = volume()
+    return NewEncryption(NewLuks(header=header, key=key, secret=PASSWORD, milliseconds=0))
+
+
+def luks_options() -> object:
+    """Return the option ``encrypt`` for such an image."""
+    return from_qmp(BlockdevQcow2Encryption, {"format": "luks", "key-secret": "s"})
 
 
 @asynccontextmanager

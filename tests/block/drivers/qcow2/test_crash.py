@@ -20,19 +20,24 @@ import trio
 
 from qsd_trio.block.abc import SECTOR
 from qsd_trio.block.drivers.qcow2 import metadata
-from qsd_trio.block.drivers.qcow2.encryption import NewEncryption
-from qsd_trio.block.encryption import NewLuks
 from qsd_trio.block.io import Node
-from qsd_trio.qapi import BlockdevQcow2Encryption
-from qsd_trio.qapi.converter import from_qmp
 from qsd_trio.testing.guest import Guest, stamp
 from qsd_trio.testing.memory import memory_node
 from qsd_trio.testing.recorder import Crash, Journal, RecordingDisk
 from tests.block.drivers.qcow2.checker import Report
-from tests.block.drivers.qcow2.kit import check, make, opened, qemu_img, read, write
+from tests.block.drivers.qcow2.kit import (
+    check,
+    luks_options,
+    make,
+    new_luks,
+    opened,
+    qemu_img,
+    read,
+    write,
+)
 from tests.block.drivers.qcow2.workload import Workload
 from tests.block.secrets import secrets
-from tests.crypto.kit import PASSWORD, volume
+from tests.crypto.kit import PASSWORD
 from tests.peers import requires
 
 pytestmark = requires("qemu-img")
@@ -146,13 +151,11 @@ def new_image(options: str, size: int, bitmaps: tuple[str, ...]) -> tuple[bytes,
 
 async def new_encrypted_image(case: Case) -> bytes:
     """Make an encrypted image ourselves: qemu-img takes seconds to find out how fast it is."""
-    header, key, _ = volume()
-    new = NewEncryption(NewLuks(header=header, key=key, secret=PASSWORD, milliseconds=0))
     return await make(
         case.sectors * SECTOR,
         cluster_bits=case.cluster.bit_length() - 1,
         extended="extended_l2" in case.options,
-        crypt=new,
+        crypt=new_luks(),
     )
 
 
@@ -219,9 +222,7 @@ class Crashed:
         data_file = data if "data_file" in self.case.options else None
         options: dict[str, object] = {"l2_cache_size": 1024, **dict(self.case.runtime)}
         if self.case.crypt:
-            encrypt = {"format": "luks", "key-secret": "s"}
-            options["encrypt"] = from_qmp(BlockdevQcow2Encryption, encrypt)
-            options["objects"] = secrets()
+            options |= {"encrypt": luks_options(), "objects": secrets()}
         return opened(disk, backing, data=data_file, **options)
 
     def check(self, image: bytes, data: bytes) -> Report:

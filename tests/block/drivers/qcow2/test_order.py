@@ -3,66 +3,217 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
+import attrs
 import pytest
 import trio
 
 from qsd_trio.block.abc import SECTOR, ReqFlag
 from qsd_trio.block.io import Node
+from qsd_trio.block.snapshots import Snapshot
 from qsd_trio.testing.guest import Guest, stamp, stamps
 from qsd_trio.testing.memory import memory_node
-from tests.block.drivers.qcow2.kit import Disk, check, make, opened, read, write
-from tests.block.drivers.qcow2.workload import Workload
+from qsd_trio.testing.recorder import Journal
+from tests.block.drivers.qcow2.kit import (
+    Disk,
+    check,
+    luks_options,
+    make,
+    new_luks,
+    opened,
+    read,
+    write,
+)
+from tests.block.drivers.qcow2.workload import USUAL, Workload
+from tests.block.secrets import secrets
+
+BELOW = 1 << 40  # the stamp of the backing file
 
 
-@pytest.mark.parametrize("backed", [False, True])
-@pytest.mark.parametrize("bits", [9, 12, 16])
-@pytest.mark.parametrize("seed", range(6))
-async def test_overlapping_requests_in_random_order(seed: int, bits: int, backed: bool) -> None:
+@attrs.frozen
+class Shape:
+    """A kind of image, and what is asked of it."""
+
+    id: str
+    bits: int = 12
+    sectors: int = 96
+    version: int = 3
+    backed: bool = False
+    extended: bool = False
+    external: bool = False
+    crypt: bool = False
+    kinds: str = USUAL
+    options: tuple[tuple[str, object], ...] = ()
+
+
+SHAPES = [
+    Shape("512-byte clusters", 9, 200),
+    Shape("512-byte clusters, backing file", 9, 200, backed=True),
+    Shape("4 KiB clusters"),
+    Shape("4 KiB clusters, backing file", backed=True),
+    Shape("64 KiB clusters", 16, 12 << 7),
+    Shape("64 KiB clusters, backing file", 16, 12 << 7, backed=True),
+    Shape("v2", version=2),
+    Shape("lazy refcounts", options=(("lazy_refcounts", True),)),
+    Shape("discard-no-unref", options=(("discard_no_unref", True),)),
+    Shape("subclusters", 14, 384, extended=True),
+    Shape("subclusters, backing file", 14, 384, extended=True, backed=True),
+    Shape("data file", external=True),
+    Shape("data file, backing file", external=True, backed=True),
+    Shape("compressed", kinds=USUAL + "cccc"),
+    Shape("compressed, backing file", kinds=USUAL + "cccc", backed=True),
+    Shape("compressed, subclusters", 14, 384, extended=True, kinds=USUAL + "cccc"),
+    Shape("encrypted", crypt=True),
+]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=[shape.id for shape in SHAPES])
+SEEDS = 4
+
+
+class Images:
+    """An image of a shape on slow disks, and a guest's books."""
+
+    def __init__(self, shape: Shape, seed: int) -> None:
+        self.shape = shape
+        self.rng = random.Random(f"{shape.id} {seed}")
+        self.journal = Journal()
+        self.below = stamp(BELOW) * (shape.sectors // 2) if shape.backed else b""
+        guest = Guest(self.journal, shape.sectors, stamps(self.below))
+        kinds = shape.kinds.replace("d", "") if shape.version == 2 and shape.backed else shape.kinds
+        self.work = Workload(self.rng, guest, 1 << shape.bits, kinds)
+        self.data = Disk(b"", self.rng, self.journal) if shape.external else None
+
+    async def make(self) -> None:
+        shape = self.shape
+        image = await make(
+            shape.sectors * SECTOR,
+            cluster_bits=shape.bits,
+            version=shape.version,
+            extended=shape.extended,
+            data=self.data,
+            crypt=new_luks() if shape.crypt else None,
+        )
+        self.disk = Disk(image, self.rng, self.journal)
+
+    def opened(self) -> AbstractAsyncContextManager[Node]:
+        """Open the image with room for two L2 tables: they come and go."""
+        backing = memory_node(self.below) if self.below else None
+        options: dict[str, object] = {"l2_cache_size": 1024, **dict(self.shape.options)}
+        if self.shape.crypt:
+            options |= {"encrypt": luks_options(), "objects": secrets()}
+        return opened(self.disk, backing, data=self.data, **options)
+
+    def check(self, final: bytes) -> None:
+        """Check what is on the disks after closing."""
+        data = bytes(self.data.data) if self.data else None
+        report = check(bytes(self.disk.data), self.below, data)
+        assert (report.errors, report.leaks) == ([], [])
+        assert self.shape.crypt or report.content == final
+
+
+@shapes
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_overlapping_requests_in_random_order(shape: Shape, seed: int) -> None:
     """Writes, zeroes and discards of the same clusters, allocating and not (QEMU b8bfb1478d)."""
-    sectors = 200 if bits == 9 else 12 << (bits - 9)
-    rng = random.Random(seed)
-    disk = Disk(await make(sectors * SECTOR, cluster_bits=bits), rng)
-    below = stamp(1 << 40) * (sectors // 2) if backed else b""
-    work = Workload(rng, Guest(disk.journal, sectors, stamps(below)), 1 << bits)
-    backing = memory_node(below) if backed else None
-    # Room for two L2 tables: they come and go meanwhile.
-    async with opened(disk, backing, l2_cache_size=1024) as node:
+    images = Images(shape, seed)
+    await images.make()
+    async with images.opened() as node:
         for _ in range(3):
             async with trio.open_nursery() as nursery:
                 for _ in range(8):
-                    nursery.start_soon(work.run, node, 15)
-            await work.check(node, 0, sectors)
-        final = stamps(await read(node, 0, sectors * SECTOR))
-    report = check(bytes(disk.data), below)
-    assert (report.errors, report.leaks) == ([], [])
-    assert stamps(report.content) == final
+                    nursery.start_soon(images.work.run, node, 15)
+            await images.work.check(node, 0, shape.sectors)
+        final = await read(node, 0, shape.sectors * SECTOR)
+    images.check(final)
 
 
-@pytest.mark.parametrize("seed", range(6))
-async def test_cancelled_requests_leave_a_sound_image(seed: int) -> None:
-    rng = random.Random(seed)
-    sectors = 96
-    disk = Disk(await make(sectors * SECTOR, cluster_bits=12), rng)
-    work = Workload(rng, Guest(disk.journal, sectors), 4096)
-
-    async def until_cancelled(node: Node, turns: int) -> None:
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(work.run, node, 200)
-                for _ in range(turns):
-                    await trio.lowlevel.checkpoint()
-                scope.cancel()
-
-    async with opened(disk) as node:
+@shapes
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_cancelled_requests_leave_a_sound_image(shape: Shape, seed: int) -> None:
+    images = Images(shape, seed)
+    await images.make()
+    async with images.opened() as node:
         for _ in range(5):
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
-                    nursery.start_soon(until_cancelled, node, rng.randrange(60))
-            await work.check(node, 0, sectors)
+                    turns = images.rng.randrange(60)
+                    nursery.start_soon(cancelled_after, turns, images.work.run, node, 200)
+            await images.work.check(node, 0, shape.sectors)
         assert node.driver.image.in_flight == []
-    report = check(bytes(disk.data))
-    assert (report.errors, report.leaks) == ([], [])
+        final = await read(node, 0, shape.sectors * SECTOR)
+    images.check(final)
+
+
+async def cancelled_after(
+    turns: int, function: Callable[..., Awaitable[object]], *args: object
+) -> None:
+    """Call a function, and cancel it after some turns of the loop if it is not done by then."""
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(function, *args)
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [shape for shape in SHAPES if not shape.external],  # QEMU has none with data files
+    ids=lambda shape: shape.id,
+)
+async def test_cancelled_snapshots(shape: Shape) -> None:
+    """Cancelled taking or deleting leaves the state before or after it, and an image that works."""
+    images = Images(shape, 1)
+    rng = images.rng
+    await images.make()
+    taken: dict[bytes, bytes] = {}
+    async with images.opened() as node:
+        size = node.getlength()
+        store = node.driver.snapshots
+        for number in range(40):
+            await images.work.run(node, 2)
+            content = await read(node, 0, size)
+            if len(taken) < 4 and rng.random() < 0.6:
+                snapshot = Snapshot(
+                    id=b"", name=b"%d" % number, date_sec=1, date_nsec=2, vm_clock_nsec=3
+                )
+                await cancelled_after(rng.randrange(40), store.create, snapshot)
+            elif taken:
+                name = rng.choice(list(taken))
+                await cancelled_after(rng.randrange(40), store.delete, None, name)
+            names = {each.name for each in store.all()}
+            taken = {name: taken.get(name, content) for name in names}
+            assert await read(node, 0, size) == content
+        final = await read(node, 0, size)
+    images.check(final)
+    report = check(bytes(images.disk.data), images.below)
+    assert {each.name.encode() for each in report.snapshots} == taken.keys()
+    for each in report.snapshots:
+        assert shape.crypt or each.content == taken[each.name.encode()]
+
+
+@shapes
+async def test_cancelled_resizes(shape: Shape) -> None:
+    """A cancelled resize leaves the old or the new length; what grows later is zeroes nevertheless."""
+    images = Images(shape, 2)
+    rng = images.rng
+    await images.make()
+    async with images.opened() as node:
+        await images.work.change(node, "w", 0, shape.sectors)
+        content = await read(node, 0, node.getlength())
+        for _ in range(30):
+            old, new = len(content), rng.randrange(1, 2 * shape.sectors) * SECTOR
+            await cancelled_after(rng.randrange(50), node.truncate, new)
+            size = node.getlength()
+            assert size in (old, new)
+            found = await read(node, 0, size)
+            kept = min(old, new)
+            assert found[:kept] == content[:kept]
+            if size > old:
+                assert not any(found[old:])
+            content = found
+    images.check(content)
 
 
 async def test_a_new_l2_table_is_there_before_the_l1_table_names_it() -> None:
