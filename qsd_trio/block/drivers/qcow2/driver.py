@@ -230,8 +230,11 @@ class Qcow2(FormatDriver):
         )
 
     def has_zero_init(self) -> bool:
-        """A new image reads as zeroes (an encrypted one not where it is preallocated)."""
-        return self.image.crypt is None
+        """Say whether a new image reads as zeroes: where it is preallocated, that is up to the data."""
+        image = self.image
+        if not (image.metadata.l1 and image.metadata.l1[0]):
+            return True
+        return image.crypt is None and image.data.node.driver.has_zero_init()
 
     # -- requests --------------------------------------------------------------------------------------
 
