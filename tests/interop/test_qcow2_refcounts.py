@@ -146,6 +146,7 @@ RECIPES = [
     Recipe(cluster_size=4 * KIB, refcount_bits=4, bitmap=True, snapshots=True),
     Recipe(cluster_size=512, refcount_bits=2, preallocation="full", bitmap=True),
     Recipe(cluster_size=2 * MIB, backing="raw", lazy_refcounts=True, snapshots=True),
+    Recipe(cluster_size=64 * KIB, encryption="luks", snapshots=True),
 ]
 
 
@@ -173,7 +174,7 @@ def test_everything_an_image_holds_is_counted(recipe: Recipe, tmp_path: Path) ->
         kitchen.qemu_io(["write -P 3 0 64k", "discard 64k 64k"])
     after = kitchen.read()
     spoil_refcounts(kitchen.path)
-    with Daemon(OURS, [], tmp_path, monitor=True) as daemon:
+    with Daemon(OURS, recipe.secret, tmp_path, monitor=True) as daemon:
         daemon.qmp.command("blockdev-add", **recipe.node_options(kitchen.path))
         daemon.qmp.command("blockdev-del", node_name="n")
     kitchen.check()
