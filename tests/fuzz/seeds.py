@@ -12,23 +12,35 @@ from tests.qcow2_recipes import KIB, Kitchen, Recipe
 
 SIZE = 192 * KIB
 
-RECIPES = (
-    Recipe(cluster_size=512, version="v2", given_size=SIZE),
-    Recipe(cluster_size=512, refcount_bits=1, given_size=SIZE),
-    Recipe(cluster_size=512, snapshots=True, bitmap=True, given_size=SIZE),
-    Recipe(cluster_size=4 * KIB, compressed=True, given_size=SIZE),
-    Recipe(cluster_size=4 * KIB, compressed=True, compression_type="zstd", given_size=SIZE),
-    Recipe(cluster_size=4 * KIB, backing="raw", lazy_refcounts=True, given_size=SIZE),
-    Recipe(cluster_size=4 * KIB, refcount_bits=64, preallocation="metadata", given_size=SIZE),
-    Recipe(cluster_size=4 * KIB, version="v2", snapshots=True, given_size=SIZE),
-    Recipe(cluster_size=16 * KIB, extended_l2=True, snapshots=True, bitmap=True, given_size=SIZE),
-    Recipe(
-        cluster_size=16 * KIB, extended_l2=True, compressed=True, backing="raw", given_size=SIZE
-    ),
-    Recipe(cluster_size=4 * KIB, data_file="file", bitmap=True, given_size=SIZE),
-    Recipe(cluster_size=4 * KIB, data_file="raw", given_size=SIZE),
-    Recipe(cluster_size=4 * KIB, encryption="aes", given_size=SIZE),
-    Recipe(cluster_size=64 * KIB, encryption="luks", given_size=SIZE),
+
+def sized(recipe: Recipe) -> Recipe:
+    """Return the recipe of an image of this module's size."""
+    return attrs.evolve(recipe, given_size=SIZE)
+
+
+RECIPES = tuple(
+    sized(recipe)
+    for recipe in (
+        Recipe(cluster_size=512, version="v2"),
+        Recipe(cluster_size=512, refcount_bits=1),
+        Recipe(cluster_size=512, snapshots=True, bitmap=True),
+        Recipe(cluster_size=4 * KIB, compressed=True),
+        Recipe(cluster_size=4 * KIB, compressed=True, compression_type="zstd"),
+        Recipe(cluster_size=4 * KIB, backing="raw", lazy_refcounts=True),
+        Recipe(cluster_size=4 * KIB, refcount_bits=64, preallocation="metadata"),
+        Recipe(cluster_size=4 * KIB, version="v2", snapshots=True),
+        Recipe(cluster_size=16 * KIB, extended_l2=True, snapshots=True, bitmap=True),
+        Recipe(
+            cluster_size=16 * KIB,
+            extended_l2=True,
+            compressed=True,
+            backing="raw",
+        ),
+        Recipe(cluster_size=4 * KIB, data_file="file", bitmap=True),
+        Recipe(cluster_size=4 * KIB, data_file="raw"),
+        Recipe(cluster_size=4 * KIB, encryption="aes"),
+        Recipe(cluster_size=64 * KIB, encryption="luks"),
+    )
 )
 
 
