@@ -162,27 +162,37 @@ def test_opening_and_resizing() -> None:
     compare([], steps, setup=setup, ignore=["actual-size"])
 
 
-#: (name of the image, index of a word in its first L2 table, value)
+READS = [f"read -P 7 {offset} 512" for offset in (0, 65536, 131072)]
+CHANGES = ["write -P 9 0 512", "discard 0 64k", "write -z 0 64k"]
+COPIED = 1 << 63
+#: (name of the image, index of a word in its first L2 table, value, what is done to the image)
 CORRUPT = [
-    ("sub", 1, 1 | 1 << 32),  # allocated and zero
-    ("sub", 1, 2 | 1 << 33),  # ... another subcluster than the one that is read
-    ("sub", 3, 1),  # allocated without a host cluster
-    ("sub", 0, 1 << 63 | 0x50200),
-    ("sub", 0, 1 << 63 | 0x50001),  # not the zero flag here
-    ("data", 0, 1 << 63 | 0x10000),
-    ("data", 2, 1 << 63 | 0x10000),
-    ("data", 1, 1 << 62 | 0x10000),
-    ("data", 1, 1 << 63 | 0x10200),
-    ("data", 1, 0x10000),  # not COPIED
+    ("sub", 1, 1 | 1 << 32, READS + CHANGES),  # allocated and zero
+    ("sub", 1, 2 | 1 << 33, READS),  # ... another subcluster than the one that is read
+    ("sub", 5, 1, READS),  # allocated without a host cluster
+    ("sub", 0, COPIED | 0x50200, READS + CHANGES),
+    ("sub", 0, COPIED | 0x50001, READS),  # not the zero flag here
+    # Writes in place where the data of another cluster belong are refused by us only.
+    ("data", 0, COPIED | 0x10000, READS),
+    ("data", 2, COPIED | 0x10000, READS),
+    ("data", 1, 1 << 62 | 0x10000, READS),
+    ("data", 1, COPIED | 0x10200, READS),
+    ("data", 1, 0x10000, READS),
+    ("plain", 0, COPIED | 0x50200, CHANGES),
+    ("plain", 0, COPIED | 0x50201, CHANGES),
+    ("plain", 0, 0x50200, CHANGES),
 ]
 
 
 def test_corrupt_entries() -> None:
-    """Reads of what such an entry says: the same result, the same event."""
-    offsets = [0, 65536, 131072]
+    """Requests to what such an entry says: the same result, the same event."""
 
     def setup(directory: Path) -> None:
-        for name, options in [("sub", "extended_l2=on"), ("data", "data_file=data.raw")]:
+        for name, options in [
+            ("plain", "cluster_size=64k"),
+            ("sub", "extended_l2=on"),
+            ("data", "data_file=data.raw"),
+        ]:
             qemu_img("create", "-q", "-f", "qcow2", "-o", options, name, "1M", cwd=directory)
             for offset in (0, 65536):
                 subprocess.run(
@@ -192,17 +202,17 @@ def test_corrupt_entries() -> None:
             good = (directory / name).read_bytes()
             (l1,) = struct.unpack_from(">Q", good, 40)
             table = struct.unpack_from(">Q", good, l1)[0] & (1 << 56) - 1
-            for number, (which, index, value) in enumerate(CORRUPT):
+            for number, (which, index, value, commands) in enumerate(CORRUPT):
                 if which == name:
                     image = bytearray(good)
                     struct.pack_into(">Q", image, table + index * 8, value)
-                    for offset in offsets:
-                        (directory / f"c{number}-{offset}").write_bytes(image)
+                    for turn in range(len(commands)):
+                        (directory / f"c{number}-{turn}").write_bytes(image)
 
-    def read(path: Path, offset: int) -> list[str]:
+    def io(path: Path, command: str) -> list[str]:
         url = f"nbd+unix:///n?socket={path}/nbd"
         done = subprocess.run(
-            ["qemu-io", "-f", "raw", "-c", f"read -P 7 {offset} 512", url],
+            ["qemu-io", "-f", "raw", "-d", "unmap", "-c", command, url],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         lines = (done.stdout + done.stderr).splitlines()
@@ -211,16 +221,18 @@ def test_corrupt_entries() -> None:
     steps: list[Any] = [
         qmp("nbd-server-start", addr={"type": "unix", "data": {"path": "nbd"}}),
     ]
-    for number in range(len(CORRUPT)):
-        for turn, offset in enumerate(offsets):
+    done = 0
+    for number, (_, _, _, commands) in enumerate(CORRUPT):
+        for turn, command in enumerate(commands):
             steps += [
-                add(f"c{number}-{offset}"),
+                add(f"c{number}-{turn}", discard="unmap"),
                 qmp("block-export-add", type="nbd", id="n", node_name="n", writable=True),
-                Call(lambda path, offset=offset: read(path, offset)),
+                Call(lambda path, command=command: io(path, command)),
                 qmp("block-export-del", id="n", mode="hard"),
-                Wait("BLOCK_EXPORT_DELETED", skip=number * len(offsets) + turn),
+                Wait("BLOCK_EXPORT_DELETED", skip=done),
                 qmp("blockdev-del", node_name="n"),
             ]
+            done += 1
     compare([], steps, setup=setup, check_stderr=False)
 
 

@@ -91,6 +91,7 @@ class Qcow2(FormatDriver):
 
     def __attrs_post_init__(self) -> None:
         # The fast path: one call less per request.
+        self.image.report = self._report
         self.mapping = mapping = FastPath(self.image)
         self.map_read = mapping.map_read  # type: ignore[method-assign]
         self.map_write = mapping.map_write  # type: ignore[method-assign]
@@ -255,6 +256,11 @@ class Qcow2(FormatDriver):
 
         What is not fatal is reported once.
         """
+        self._report(error)
+        if error.fatal and self.writable and not self.image.broken:
+            await self.image.mark_corrupt()
+
+    def _report(self, error: CorruptImageError) -> None:
         fatal = error.fatal and self.writable
         where = error.where or (None, None)
         if self.image.broken or (self.reported and not fatal):
@@ -275,8 +281,6 @@ class Qcow2(FormatDriver):
             size=where[1],
             fatal=fatal,
         )
-        if fatal:
-            await self.image.mark_corrupt()
 
     async def preadv(self, offset: int, iov: Iov) -> None:
         """Fill ``iov``."""

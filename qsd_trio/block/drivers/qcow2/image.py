@@ -24,12 +24,12 @@ from qsd_trio.errors import os_error
 from qsd_trio.iov import iov_fill, iov_size, iov_slice, iov_zero
 
 if TYPE_CHECKING:
-    from qsd_trio.block.drivers.qcow2.metadata import Metadata
     from array import array
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qsd_trio.block.abc import Child, Iov
     from qsd_trio.block.drivers.qcow2.encryption import ImageCipher
+    from qsd_trio.block.drivers.qcow2.metadata import Metadata
 
 
 class Kind(enum.Enum):
@@ -53,6 +53,10 @@ class InFlight:
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
+def _ignore(error: CorruptImageError) -> None:
+    pass
+
+
 @final
 @attrs.define(eq=False)
 class Image:
@@ -67,6 +71,8 @@ class Image:
     backing: Child | None = None
     #: What guest data are encrypted with.
     crypt: ImageCipher | None = None
+    #: Tells of a corruption that is no reason for a request to fail.
+    report: Callable[[CorruptImageError], None] = _ignore
     #: A fatal corruption was found: nothing works any more.
     broken: bool = False
     #: Allocating writes, and other changes of L2 entries that take their time.
@@ -162,7 +168,7 @@ class Image:
         kind = self.kind(entry)
         if kind is Kind.COMPRESSED:
             if self.external:
-                raise self._corrupt(
+                raise self.corrupt_entry(
                     "Compressed cluster entry found in image with external data file", offset
                 )
             return kind, entry, min(stop, (number + 1) << bits) - offset
@@ -221,7 +227,7 @@ class Image:
         """Return the kind of subcluster ``first`` and how many from there on are of that kind."""
         held = entry & self.allocated
         if not sub.is_valid(bitmap) or (not held and sub.allocated(bitmap)):
-            raise self._corrupt("Invalid cluster entry found ", offset)
+            raise self.corrupt_entry("Invalid cluster entry found ", offset)
         zero, data = sub.zero(bitmap), sub.allocated(bitmap)
         if zero >> first & 1:
             return Kind.ZERO_ALLOCATED if held else Kind.ZERO, sub.run_length(zero, first)
@@ -234,12 +240,14 @@ class Image:
         if not entry & self.odd and not self.external:
             return
         if entry & ZERO and self.version < 3:
-            raise self._corrupt("Zero cluster entry found in pre-v3 image", offset)
+            raise self.corrupt_entry("Zero cluster entry found in pre-v3 image", offset)
         if not entry & self.allocated:
             return
         host = entry & OFFSET_MASK
         if host & self.mask:
-            raise self._corrupt(f"Cluster allocation offset {lay.c_hex(host)} unaligned", offset)
+            raise self.corrupt_entry(
+                f"Cluster allocation offset {lay.c_hex(host)} unaligned", offset
+            )
         if self.external and host != offset & ~self.mask:
             index = offset >> self.cluster_bits & self.slice_mask
             raise CorruptImageError(
@@ -248,7 +256,7 @@ class Image:
                 fatal=True,
             )
 
-    def _corrupt(self, what: str, offset: int) -> CorruptImageError:
+    def corrupt_entry(self, what: str, offset: int) -> CorruptImageError:
         """Return the error that the L2 entry of ``offset`` is."""
         index = offset >> self.cluster_bits & self.slice_mask
         table = self.metadata.l2_offset(offset >> self.l1_shift)

@@ -12,6 +12,8 @@ from qsd_trio.block.drivers.qcow2.layout import (
     COPIED,
     OFFSET_MASK,
     ZERO,
+    CorruptImageError,
+    c_hex,
 )
 from qsd_trio.block.drivers.qcow2.metadata import MAX_PENDING
 from qsd_trio.errors import os_error
@@ -78,6 +80,7 @@ async def _write_some(
     end = min(offset + length, ((offset >> image.slice_shift) + 1) << image.slice_shift)
     while True:
         table = await slice_to_change(image, offset, end)
+        _check_entry(image, table, offset)
         kind, host, run = image.classify(table, offset, end)
         if fill:
             if kind is not Kind.UNALLOCATED and kind is not Kind.PREALLOCATED:
@@ -115,6 +118,20 @@ async def _write_some(
     _check_overlap(image, host, run)
     await image.write_data(offset, host, iov_slice(iov, 0, run))
     return run
+
+
+def _check_entry(image: Image, table: array[int], offset: int) -> None:
+    """Raise CorruptImageError where QEMU has other words for a write than for a read."""
+    entry = table[offset >> image.cluster_bits & image.slice_mask]
+    host = entry & OFFSET_MASK
+    if host & image.mask and image.is_own(entry):
+        what = "Preallocated zero" if entry & image.zero_bit else "Data"
+        raise CorruptImageError(
+            f"{what} cluster offset {c_hex(host)} unaligned (guest offset: {c_hex(offset)})",
+            fatal=True,
+        )
+    if image.extended and not entry & COMPRESSED and not sub.is_valid(image.bitmap(offset)):
+        raise image.corrupt_entry("Invalid cluster entry found", offset)
 
 
 def _copied_run(image: Image, table: array[int], offset: int, run: int) -> int:
@@ -310,5 +327,11 @@ def free_entry(image: Image, entry: int, reason: int) -> None:
     if entry & COMPRESSED:
         offset, length = image.compressed.extent(entry)
         image.metadata.free(offset, length, reason)
-    elif entry & OFFSET_MASK:
-        image.metadata.free(entry & OFFSET_MASK & ~image.mask, image.cluster_size, reason)
+        return
+    host = entry & OFFSET_MASK
+    if host & image.mask:
+        # Whose it is nobody knows: rather a leak.
+        text = f"Cannot free unaligned cluster {c_hex(host)}"
+        image.report(CorruptImageError(text, fatal=False))
+    elif host:
+        image.metadata.free(host, image.cluster_size, reason)
