@@ -8,6 +8,7 @@ tables go where nothing is. Blocks and a table that are sound stay where they ar
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 from array import array
 from typing import TYPE_CHECKING, Final, final
@@ -241,7 +242,7 @@ class _Repair:
         mask = (1 << bits) - 1
         external = of_l2 and self.census.external
         answer = entries[:]
-        for at in range(0, len(entries), step):
+        for at in itertools.compress(range(0, len(entries), step), entries[::step]):
             entry = entries[at]
             host = entry & OFFSET_MASK
             if not host or (of_l2 and entry & COMPRESSED):
