@@ -39,6 +39,8 @@ class SectorCipher:
         self._cipher = library_cipher(spec.algorithm, key)
         self._ivs = iv_generator(spec, key)
         self._renewable = _is_renewable(spec.mode, spec.algorithm)
+        #: Contexts that no thread is using, by whether they decrypt.
+        self._idle: tuple[list[CipherContext], list[CipherContext]] = ([], [])
         try:
             self._context(bytes(spec.iv_length), decrypt=False)
         except ValueError as exc:
@@ -59,20 +61,32 @@ class SectorCipher:
             raise ValueError("not a whole number of sectors")
         if not count:
             return b""
+        if not self._renewable:
+            return self._run_without_renewal(data, sector, count, decrypt=decrypt)
+        idle = self._idle[decrypt]
+        try:
+            context = idle.pop()
+        except IndexError:
+            context = self._context(bytes(self.spec.iv_length), decrypt=decrypt)
+        update, reset = context.update, context.reset_nonce
+        pieces = []
+        for iv, (piece,) in zip(self._ivs(sector, count), _SECTORS.iter_unpack(data), strict=True):
+            reset(iv)
+            pieces.append(update(piece))
+        idle.append(context)
+        return b"".join(pieces)
+
+    def _run_without_renewal(
+        self, data: Buffer, sector: int, count: int, *, decrypt: bool
+    ) -> bytes:
         if self.spec.mode == "ecb":
             return self._context(b"", decrypt=decrypt).update(data)
-        ivs = self._ivs(sector, count)
-        pieces = []
-        if self._renewable:
-            context = self._context(ivs[0], decrypt=decrypt)
-            update, reset = context.update, context.reset_nonce
-            for iv, (piece,) in zip(ivs, _SECTORS.iter_unpack(data), strict=True):
-                reset(iv)
-                pieces.append(update(piece))
-        else:
-            for iv, (piece,) in zip(ivs, _SECTORS.iter_unpack(data), strict=True):
-                pieces.append(self._context(iv, decrypt=decrypt).update(piece))
-        return b"".join(pieces)
+        return b"".join(
+            self._context(iv, decrypt=decrypt).update(piece)
+            for iv, (piece,) in zip(
+                self._ivs(sector, count), _SECTORS.iter_unpack(data), strict=True
+            )
+        )
 
     def _context(self, iv: bytes, *, decrypt: bool) -> CipherContext:
         return _context(
