@@ -7,7 +7,6 @@ they may find then, is kept by the same books as in the simulated crashes (qcow2
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,9 @@ ROUNDS = 50
 SECTORS = 1024
 SIZE = SECTORS * SECTOR
 BELOW = stamp(1 << 40) * (SECTORS // 2)
+PER_ROUND = 4  # images that a daemon has
 TASKS = 3  # per image
+MOST = 8 << 20  # bytes of an image file that hold something: lazy refcounts make it much longer
 LEAKS_ONLY = 3  # exit code of qemu-img check
 SECRET = "secret,id=s,data=swordfish"
 LUKS = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
@@ -118,16 +119,16 @@ def test_fifty_kills(sock_dir: Path) -> None:
         )
         images.append(Image(kind, path, BELOW.ljust(SIZE, b"\0") if kind.backed else bytes(SIZE)))
     rng = random.Random(1)
-    kills = requests = 0
+    kills = 0
     for _ in range(ROUNDS):
-        with Daemon(OURS, daemon_argv(images), sock_dir, monitor=False) as daemon:
-            trio.run(write_until_killed, daemon, images, rng)
+        some = rng.sample(images, PER_ROUND)
+        with Daemon(OURS, daemon_argv(some), sock_dir, monitor=False) as daemon:
+            trio.run(write_until_killed, daemon, some, rng)
             assert daemon.returncode == -9
         (sock_dir / "oracle.pid").unlink()  # else it seems to serve at once
         kills += 1
-        for image in images:
+        for image in some:
             check_after_kill(image, with_qemu=rng.random() < 0.2)
-            requests += image.number
     with Daemon(OURS, daemon_argv(images), sock_dir, monitor=False):
         trio.run(read_again, sock_dir, images)
     for image in images:
@@ -135,7 +136,7 @@ def test_fifty_kills(sock_dir: Path) -> None:
         assert report.errors == []
         assert image.kind.open or report.content == image.content
     assert kills == ROUNDS
-    assert requests > ROUNDS * len(images) * 10
+    assert sum(image.number for image in images) > ROUNDS * PER_ROUND * 5
 
 
 def daemon_argv(images: list[Image]) -> list[str]:
@@ -169,7 +170,7 @@ async def write_until_killed(daemon: Daemon, images: list[Image], rng: random.Ra
             work = Workload(rng, image.guest, image.kind.cluster, kinds)
             work.number = image.number
             nursery.start_soon(client_of, daemon, image, work)
-        await trio.sleep(0.1 + rng.random() * 0.2)
+        await trio.sleep(0.1 + rng.random() * 0.1)
         daemon.process.kill()
         await trio.to_thread.run_sync(daemon.process.wait)
     for image in images:
@@ -198,7 +199,13 @@ async def run_until_gone(work: Workload, node: Remote) -> None:
 def report_on(image: Image) -> Report:
     data = image.path.with_name("external.data") if image.kind.name == "external" else None
     backing = BELOW if image.kind.backed else b""
-    return check(image.path.read_bytes(), backing, data.read_bytes() if data else None)
+    return check(start_of(image), backing, data.read_bytes() if data else None)
+
+
+def start_of(image: Image) -> bytes:
+    """Return what the image file holds."""
+    with open(image.path, "rb") as file:
+        return file.read(MOST)
 
 
 def check_after_kill(image: Image, *, with_qemu: bool) -> None:
@@ -210,7 +217,7 @@ def check_after_kill(image: Image, *, with_qemu: bool) -> None:
         image.guest.check_crash(image.ended, report.content)
     if with_qemu:
         copy = image.path.with_name("copy")
-        shutil.copy(image.path, copy)
+        copy.write_bytes(start_of(image))
         repair = ["-r", "all"] if report.dirty else []
         options = f"driver=qcow2,file.driver=file,file.filename={copy}"
         if image.kind.open:
