@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     #: (entry, bitmap, subclusters concerned) -> (new entry, new bitmap)
     Change: TypeAlias = Callable[[int, int, int], tuple[int, int]]
+
+
+#: Clusters whose entries are changed between two checkpoints: about a millisecond.
+MAX_CLUSTERS: Final = 1024
 
 
 async def pwrite_zeroes(image: Image, offset: int, length: int, flags: ReqFlag) -> None:
@@ -67,7 +71,7 @@ async def pwrite_zeroes(image: Image, offset: int, length: int, flags: ReqFlag) 
         return entry | ZERO, 0
 
     while offset < end:
-        stop = min(end, ((offset >> image.slice_shift) + 1) << image.slice_shift)
+        stop = _stop(image, offset, end)
         table = await slice_to_change(image, offset, stop)
         if partial and not reads_as_zero(image, table, offset, stop):
             raise os_error(errno.ENOTSUP)
@@ -134,7 +138,7 @@ async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False
 
     while offset < end:
         number = offset >> image.slice_shift
-        stop = min(end, (number + 1) << image.slice_shift)
+        stop = _stop(image, offset, end)
         if (full or image.backing is None) and not image.metadata.slice_offset(number):
             if image.in_flight:
                 await wait_for_conflicts(image, offset, stop)
@@ -149,6 +153,12 @@ async def pdiscard(image: Image, offset: int, length: int, *, full: bool = False
         offset = stop
         await trio.lowlevel.checkpoint()
     await settle(image)
+
+
+def _stop(image: Image, offset: int, end: int) -> int:
+    """Return up to where L2 entries can be changed at once: within a slice, and without a stall."""
+    most = (offset & ~image.mask) + (MAX_CLUSTERS << image.cluster_bits)
+    return min(end, most, ((offset >> image.slice_shift) + 1) << image.slice_shift)
 
 
 def _change_entries(
