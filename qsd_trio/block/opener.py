@@ -158,7 +158,8 @@ class NodeOpener:
         if reference is None:
             if not filename:
                 return None
-            path = self._resolve(filename)
+            # Not beside the image, as a backing file would be: QEMU sees it from where it runs.
+            path = self._graph.policy.resolve(filename, "")
             reference = _options_of({"driver": self._protocol_of(path), "filename": path})
         for edge in self._node.children:
             if edge.name == "file":

@@ -153,8 +153,11 @@ class Work:
             assert await content(user) == self.model
 
 
-async def test_images_of_qemu_img(recipe: Recipe, tmp_path: Path) -> None:
+async def test_images_of_qemu_img(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What qemu-img made reads equal; after our requests it is sound and equal to the model."""
+    monkeypatch.chdir(tmp_path)  # where data files are looked for
     kitchen = Kitchen(recipe, tmp_path)
     model = kitchen.create()
     theirs = bytes(model)
