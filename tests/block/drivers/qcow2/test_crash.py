@@ -44,6 +44,7 @@ pytestmark = requires("qemu-img")
 
 BELOW = 1 << 40  # the stamp of the backing file
 SESSIONS = (20, 0, 20)  # requests each time the image is open
+AGAIN = 0.25  # of the images crash a second time
 PER_WORKLOAD = 20  # crashes of a workload that are looked at
 SNAPSHOTS = "wwwwzZdfSSD"
 GRANULARITY = 4096
@@ -87,6 +88,8 @@ CASES = [
     Case("512-byte clusters", "cluster_size=512,refcount_bits=64", 400),
     Case("512-byte clusters, v2", "cluster_size=512,compat=0.10", 400),
     Case("64 KiB clusters", "", 512),
+    Case("2 MiB clusters", "cluster_size=2048k", 8192, points=4),
+    Case("preallocated", "cluster_size=4k,preallocation=metadata"),
     Case("1-bit refcounts", "cluster_size=4k,refcount_bits=1"),
     Case("8-bit refcounts", "cluster_size=1k,refcount_bits=8", 200),
     Case("used device", "cluster_size=512,refcount_bits=64", 400, rubbish=1500),
@@ -115,9 +118,9 @@ CASES = [
     Case("compressed, zstd", "cluster_size=4k,compression_type=zstd", kinds="wwcccczZdf"),
     Case("compressed, subclusters", "cluster_size=16k,extended_l2=on", 512, "wwcccczZdf"),
     Case("compressed, lazy refcounts", "cluster_size=4k,lazy_refcounts=on", kinds="wwcccczZdf"),
-    Case("encrypted", "cluster_size=4k", crypt=True, points=40),
-    Case("encrypted, backing file", "cluster_size=4k", crypt=True, backed=True, points=40),
-    Case("encrypted, subclusters", "cluster_size=16k,extended_l2=on", 512, crypt=True, points=40),
+    Case("encrypted", "cluster_size=4k", crypt=True, points=25),
+    Case("encrypted, backing file", "cluster_size=4k", crypt=True, backed=True, points=25),
+    Case("encrypted, subclusters", "cluster_size=16k,extended_l2=on", 512, crypt=True, points=25),
     Case("snapshots", "cluster_size=4k", kinds=SNAPSHOTS, tasks=1),
     Case("snapshots, v2", "cluster_size=4k,compat=0.10", kinds=SNAPSHOTS, tasks=1),
     Case("snapshots, 512-byte clusters", "cluster_size=512", 400, SNAPSHOTS, tasks=1),
@@ -255,7 +258,8 @@ class Crashed:
         found = self.check(*crash.images)
         snapshots = {each.name: each.content for each in found.snapshots}
         self.work.check_snapshots(crash.position, snapshots)
-        disk, data = (RecordingDisk(image) for image in crash.images)
+        journal = Journal()
+        disk, data = (RecordingDisk(image, journal=journal) for image in crash.images)
         async with self.opened(disk, data) as node:
             content = await read(node, 0, node.getlength())
             assert self.case.crypt or content == found.content
@@ -268,6 +272,21 @@ class Crashed:
         assert not found.dirty or after.leaks == [], "a repair leaves no leaks"
         assert self.case.crypt or after.content == now
         assert {each.name: each.content for each in after.snapshots} == snapshots
+        if self.rng.random() < AGAIN:
+            for second in journal.crashes(self.rng, 1):
+                await self.look_again(second, content, snapshots)
+
+    async def look_again(self, crash: Crash, content: bytes, snapshots: dict[str, bytes]) -> None:
+        """Open what a second crash left, of an image that was being opened, repaired, written to."""
+        found = self.check(*crash.images)
+        assert {each.name: each.content for each in found.snapshots} == snapshots
+        disk, data = (RecordingDisk(image) for image in crash.images)
+        async with self.opened(disk, data) as node:
+            now = await read(node, 0, node.getlength())
+        assert now[1024:] == content[1024:]
+        for at in (0, SECTOR):
+            assert now[at : at + SECTOR] in (content[at : at + SECTOR], stamp(1))
+        assert not self.check(bytes(disk.data), bytes(data.data)).dirty
 
     def show_qemu(self, crash: Crash, directory: Path) -> None:
         """Let qemu-img check, or repair what says that it needs it, and read what a crash left."""

@@ -47,6 +47,7 @@ OPTIONS: tuple[dict[str, object], ...] = (
     {"pass_discard_request": False, "pass_discard_other": True},
     {"l2_cache_entry_size": 512, "l2_cache_size": 2048},
 )
+WRITES = ("write", "write fast", "compress")
 V3_ONLY = ("lazy_refcounts", "discard_no_unref")
 
 
@@ -308,13 +309,16 @@ class Machine:
                 # In sectors, and at the same places, as far as they can.
                 offset = offset // SECTOR * SECTOR
                 length = min(-(-length // SECTOR) * SECTOR, size - offset)
+                if name == "compress":
+                    offset = offset // self.kind.cluster * self.kind.cluster
+                    length = min(self.kind.cluster, size - offset)
+                    if self.kind.external:
+                        name = "write"
                 if not length:
                     continue
-                if name == "compress":
-                    name = "write"
                 self.number += 1
                 self.mark(name, offset, length)
-                number = self.number if name.startswith("write") else 0
+                number = self.number if name in WRITES else 0
                 sure = self.sure_part(offset, length) if name == "discard" else (offset, length)
                 for sector in range(sure[0] // SECTOR, (sure[0] + sure[1]) // SECTOR):
                     may[sector].add(number)
