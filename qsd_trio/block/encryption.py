@@ -15,6 +15,7 @@ from qsd_trio.crypto import algorithms as alg
 from qsd_trio.crypto import keyslots, luks
 from qsd_trio.crypto.sectors import SECTOR, SectorCipher
 from qsd_trio.errors import QmpError, with_errno
+from qsd_trio.host.malloc import keep_freed_memory
 from qsd_trio.host.workers import worker_pool
 from qsd_trio.iov import iov_fill, iov_gather, iov_size
 from qsd_trio.objects.abc import UserCreatable
@@ -62,6 +63,7 @@ async def read_decrypted(
     cipher: SectorCipher, read: Reader, offset: int, sector: int, iov: Iov
 ) -> None:
     """Fill ``iov`` with what ``read`` gets at ``offset``, decrypted as from ``sector`` on."""
+    keep_freed_memory()  # there is more copying here than anywhere else
     data = memoryview(bytearray(iov_size(iov)))
     await read(offset, [data])
     plain = await _batches(cipher.decrypt, data, sector)
@@ -70,6 +72,7 @@ async def read_decrypted(
 
 async def encrypted(cipher: SectorCipher, iov: Iov, sector: int) -> memoryview:
     """Return what ``iov`` holds, encrypted for ``sector`` and those that follow."""
+    keep_freed_memory()
     data: memoryview
     if len(iov) == 1:
         data = iov[0]
