@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 
 import pytest
 import trio
 
+from qsd_trio import open_daemon
 from qsd_trio.block.abc import SECTOR, ReqFlag
 from qsd_trio.block.snapshots import Snapshot
+from qsd_trio.errors import QmpError
 from qsd_trio.testing.guest import Guest, stamp, stamps
 from qsd_trio.testing.memory import memory_node, pattern
 from qsd_trio.testing.recorder import Journal
@@ -152,3 +155,37 @@ async def test_together_with_snapshots_and_compressed_clusters(
     assert (report.errors, report.leaks) == ([], [])
     assert report.content == model
     assert {snapshot.name: snapshot.content for snapshot in report.snapshots} == taken
+
+
+@requires("qemu-img")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (b"a" * 20, None),
+        (b"nbd://localhost/x", "not a plain local file name"),
+        (b'json:{"driver":"x"}', "not a plain local file name"),
+        (b"missing", "Could not open"),
+        (b"", "'data-file' is required for this image"),
+        (b"\0aaa", "'data-file' is required for this image"),
+    ],
+)
+async def test_names_of_data_files_in_images(tmp_path: Path, name: bytes, text: str | None) -> None:
+    """A string from an image is a local file's name at most."""
+    path, data = tmp_path / "image", tmp_path / ("a" * 20)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={data}", path, 1 << 20)
+    image = bytearray(path.read_bytes())
+    start = image.index(b"DATA") + 4
+    (length,) = struct.unpack_from(">I", image, start)
+    recorded = str(data).encode() if text is None else name
+    image[start + 4 : start + 4 + length] = recorded.ljust(length, b"\0")
+    path.write_bytes(image)
+    file = {"driver": "file", "filename": str(path)}
+    async with open_daemon() as daemon:
+        arguments = {"driver": "qcow2", "node-name": "n", "file": file}
+        if text is None:
+            await daemon.qmp("blockdev-add", arguments)
+            assert len(daemon.tables.graph.nodes) == 3
+        else:
+            with pytest.raises(QmpError, match=text):
+                await daemon.qmp("blockdev-add", arguments)
+            assert not daemon.tables.graph.nodes
