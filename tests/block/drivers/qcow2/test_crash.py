@@ -44,6 +44,7 @@ pytestmark = requires("qemu-img")
 
 BELOW = 1 << 40  # the stamp of the backing file
 SESSIONS = (20, 0, 20)  # requests each time the image is open
+REPAIRS = 5  # dirty images of a workload whose repair crashes
 AGAIN = 0.25  # of the images crash a second time
 PER_WORKLOAD = 20  # crashes of a workload that are looked at
 SNAPSHOTS = "wwwwzZdfSSD"
@@ -181,6 +182,29 @@ async def test_crashes(
             if crashed.rng.random() < 0.01:
                 crashed.show_qemu(crash, tmp_path)
     assert points == wanted
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if "lazy_refcounts" in case.options], ids=lambda case: case.id
+)
+async def test_crashes_while_repairing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dirty bit stays until all that it stands for is repaired."""
+    monkeypatch.setattr(metadata, "LAZY_AHEAD", 64 << 10)
+    crashed = await Crashed.after_workload(case, 1)
+    crashes = [
+        crash
+        for crash in crashed.journal.crashes(crashed.rng, 30)
+        if crashed.check(*crash.images).dirty
+    ]
+    assert len(crashes) >= REPAIRS
+    for crash in crashes[-REPAIRS:]:
+        journal = Journal()
+        disk, data = (RecordingDisk(image, journal=journal) for image in crash.images)
+        async with crashed.opened(disk, data) as node:
+            content = await read(node, 0, node.getlength())
+        snapshots = {each.name: each.content for each in crashed.check(*crash.images).snapshots}
+        for second in journal.crashes(crashed.rng, 40):
+            await crashed.look_again(second, content, snapshots)
 
 
 @attrs.define
