@@ -157,6 +157,19 @@ async def test_all_bytes_go_the_slow_path(method: str) -> None:
         assert (await node.block_status(65536, 65536)).flags & StatusFlag.ZERO
 
 
+@METHODS
+async def test_what_grows_reads_as_zeroes(method: str) -> None:
+    disk = Disk(await kit.make(MIB, crypt=new(method)))
+    async with opened(disk, method) as node:
+        assert node.driver.has_zero_init()
+        await write(node, 0, b"a" * MIB)
+        await node.truncate(MIB + 4096)
+        assert await read(node, MIB - 512, 4608) == b"a" * 512 + bytes(4096)
+    preallocated = Disk(await kit.make(MIB, crypt=new(method), prealloc="metadata"))
+    async with opened(preallocated, method) as node:
+        assert not node.driver.has_zero_init()
+
+
 async def test_image_info() -> None:
     async with opened(Disk(await kit.make(MIB, crypt=new("luks")))) as node:
         driver = node.driver
