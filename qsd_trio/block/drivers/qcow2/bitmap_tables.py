@@ -37,7 +37,7 @@ async def read_directory(metadata: Metadata) -> list[Entry]:
     parsed = form.parse(
         data,
         extension.count,
-        size=metadata.header.size,
+        size=metadata.header.disk_size,
         cluster_size=metadata.cluster_size,
     )
     entries: list[Entry] = []

@@ -120,7 +120,7 @@ class Qcow2(FormatDriver):
             file=file,
             data=metadata.data,
             metadata=metadata,
-            size=header.size,
+            size=header.disk_size,
             version=header.version,
             crypt=crypt,
         )
@@ -138,7 +138,7 @@ class Qcow2(FormatDriver):
             await driver._clear_unknown_autoclear()
         # Last, as bitmaps in use are lost unless the driver is closed in order.
         driver.bitmap_store = await bitmaps.BitmapStore.load(
-            metadata, opener.bitmaps, header.size, writable=driver.writable
+            metadata, opener.bitmaps, header.disk_size, writable=driver.writable
         )
         driver._clean_caches_every(runtime.cache_clean_interval)
         return driver

@@ -95,6 +95,11 @@ class Header:
                 return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
         return None
 
+    @property
+    def disk_size(self) -> int:
+        """Bytes of the disk: the whole sectors of ``size``."""
+        return self.size // SECTOR * SECTOR
+
     def has_extension(self, kind: int) -> bool:
         """Say whether an extension of type ``kind`` is there."""
         return any(known == kind for known, _ in self.extensions)

@@ -55,7 +55,7 @@ MAX_INACTIVE_BYTES: Final = 64 << 20
 async def load(metadata: Metadata) -> None:
     """Read the snapshot table. Raises QmpError."""
     header = metadata.header
-    parser = snapshot_table.parse(header.nb_snapshots, header.size)
+    parser = snapshot_table.parse(header.nb_snapshots, header.disk_size)
     buffered, at = b"", 0
     size = 0
     try:
