@@ -25,7 +25,7 @@ class Mutant:
 
     def __str__(self) -> str:
         """Return what one has to know to see the failure again."""
-        return f"mutant {self.number} of {self.seed.recipe}: {', '.join(self.changes)}"
+        return f"mutant {self.number} of {self.seed.format} {self.seed.recipe}: {', '.join(self.changes)}"
 
     def expects(self, offset: int) -> bool:
         """Say whether the bytes of this sector must be what they were, if they can be read."""

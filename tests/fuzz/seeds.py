@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.fuzz.fields import Field, fields
+from tests.fuzz.fields import Field, fields, luks_fields
 from tests.qcow2_recipes import KIB, Kitchen, Recipe
 
 SIZE = 192 * KIB
@@ -54,6 +54,7 @@ class Seed:
     below: bytes | None
     content: bytes
     groups: dict[str, list[Field]]
+    format: str = "qcow2"
 
 
 def make(recipe: Recipe, directory: Path) -> Seed:
@@ -82,3 +83,28 @@ def make(recipe: Recipe, directory: Path) -> Seed:
         bytes(model),
         groups,
     )
+
+
+def make_luks(directory: Path) -> Seed:
+    """Make a LUKS volume in an empty folder."""
+    directory.mkdir(parents=True, exist_ok=True)
+    recipe = sized(Recipe(encryption="luks"))
+    kitchen = Kitchen(recipe, directory)
+    options = "key-secret=s,iter-time=1"
+    kitchen.run("qemu-img", "create", "-q", "-f", "luks", "-o", options, "image", str(SIZE))
+    image = kitchen.path.read_bytes()
+    return Seed(
+        recipe=recipe,
+        image=image,
+        data=None,
+        below=None,
+        content=bytes(SIZE),  # in truth noise; with any field changed there is nothing to expect
+        groups={"luks": list(luks_fields(image))},
+        format="luks",
+    )
+
+
+def make_all(directory: Path) -> list[Seed]:
+    """Make every seed in folders of their own."""
+    made = [make(recipe, directory / str(number)) for number, recipe in enumerate(RECIPES)]
+    return [*made, make_luks(directory / "luks")]

@@ -18,8 +18,7 @@ PARTS = 8  # so that a failure leaves the others
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> list[seeds.Seed]:
-    folder = tmp_path_factory.mktemp("seeds")
-    return [seeds.make(recipe, folder / str(at)) for at, recipe in enumerate(seeds.RECIPES)]
+    return seeds.make_all(tmp_path_factory.mktemp("seeds"))
 
 
 @pytest.mark.parametrize("part", range(PARTS))
