@@ -141,12 +141,18 @@ class _Disk:
         if not isinstance(entry, Flush):
             self.pending.append(entry)
             return
-        pending, self.pending = self.pending, []
-        for change in pending:
-            if change.ended is not None and change.ended < entry.begun:
-                _put(self.stable, change)
+        stable: list[Change] = []
+        rest: list[Change] = []
+        # The later first: what they overwrote cannot come back, even if it had not returned.
+        for change in reversed(self.pending):
+            covered = change.ended is not None and change.ended < entry.begun
+            if covered or any(_overlap(change, other) for other in stable):
+                stable.append(change)
             else:
-                self.pending.append(change)
+                rest.append(change)
+        self.pending = rest[::-1]
+        for change in reversed(stable):
+            _put(self.stable, change)
 
     def crash(self, rng: random.Random) -> bytes:
         """Return the stable content with some of the rest: all, none, whole requests or torn ones."""
@@ -178,6 +184,13 @@ def _runs(rng: random.Random, change: Write, share: float) -> Iterator[tuple[int
         if rng.random() < share:
             yield at, next_
         at = next_
+
+
+def _overlap(one: Change, two: Change) -> bool:
+    """Say whether the order of two changes matters."""
+    if isinstance(one, Truncate) or isinstance(two, Truncate):
+        return True
+    return one.offset < two.offset + two.length and two.offset < one.offset + one.length
 
 
 def _put(data: bytearray, change: Change, start: int | None = None, end: int = 0) -> None:

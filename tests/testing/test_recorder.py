@@ -54,6 +54,19 @@ async def test_a_flush_covers_what_had_returned_when_it_began() -> None:
     assert images(disk) == {A}
 
 
+async def test_what_was_overwritten_does_not_come_back() -> None:
+    """A write that has not returned cannot undo a later one that a flush covered."""
+    disk = RecordingDisk(ZERO * 2)
+    disk.store(0, A + A)
+    slow = disk.journal.changes[0]
+    disk.store(0, B)
+    await disk.flush()
+    slow.ended = disk.journal.now()  # only now
+    assert images(disk) == {B + A}
+    disk.store(SECTOR, C)
+    assert images(disk) == {B + A, B + C}
+
+
 async def test_lengths_may_be_lost_as_well() -> None:
     disk = RecordingDisk(A)
     node = node_over(disk)

@@ -194,7 +194,7 @@ async def test_crashes_while_repairing(case: Case, monkeypatch: pytest.MonkeyPat
     crashes = [
         crash
         for crash in crashed.journal.crashes(crashed.rng, 30)
-        if crashed.check(*crash.images).dirty
+        if crashed.check(crash.position, *crash.images).dirty
     ]
     assert len(crashes) >= REPAIRS
     for crash in crashes[-REPAIRS:]:
@@ -202,9 +202,12 @@ async def test_crashes_while_repairing(case: Case, monkeypatch: pytest.MonkeyPat
         disk, data = (RecordingDisk(image, journal=journal) for image in crash.images)
         async with crashed.opened(disk, data) as node:
             content = await read(node, 0, node.getlength())
-        snapshots = {each.name: each.content for each in crashed.check(*crash.images).snapshots}
+        snapshots = {
+            each.name: each.content
+            for each in crashed.check(crash.position, *crash.images).snapshots
+        }
         for second in journal.crashes(crashed.rng, 40):
-            await crashed.look_again(second, content, snapshots)
+            await crashed.look_again(crash.position, second, content, snapshots)
 
 
 @attrs.define
@@ -216,6 +219,8 @@ class Crashed:
     journal: Journal
     work: Workload
     below: bytes
+    #: (position in the journal, content) when the bitmaps were cleared.
+    cleared: list[tuple[int, bytes]] = attrs.field(factory=list)
 
     @classmethod
     async def after_workload(cls, case: Case, seed: int) -> Crashed:
@@ -241,7 +246,16 @@ class Crashed:
                 async with trio.open_nursery() as nursery:
                     for _ in range(case.tasks):
                         nursery.start_soon(work.run, node, steps // case.tasks)
+                await self.clear_bitmaps(node)
         return self
+
+    async def clear_bitmaps(self, node: Node) -> None:
+        """Forget what was dirty, so that only what comes later has to be."""
+        if self.case.bitmaps:
+            content = await read(node, 0, node.getlength())
+            for bitmap in node.bitmaps:
+                bitmap.take()
+            self.cleared.append((self.journal.now(), content))
 
     def opened(self, disk: RecordingDisk, data: RecordingDisk) -> AbstractAsyncContextManager[Node]:
         """Open the image on disks, with room for two L2 tables: they come and go."""
@@ -252,7 +266,7 @@ class Crashed:
             options |= {"encrypt": luks_options(), "objects": secrets()}
         return opened(disk, backing, data=data_file, **options)
 
-    def check(self, image: bytes, data: bytes) -> Report:
+    def check(self, position: int, image: bytes, data: bytes) -> Report:
         """Check an image, which may have leaks only."""
         report = check(image, self.below, data)
         if "compat=0.10" in self.case.options and "S" in self.case.kinds:
@@ -261,17 +275,20 @@ class Crashed:
         else:
             assert report.errors == []
         if not self.case.crypt:
-            self.check_bitmaps(report)
+            self.check_bitmaps(report, position)
         return report
 
-    def check_bitmaps(self, report: Report) -> None:
+    def check_bitmaps(self, report: Report, position: int) -> None:
         """Check that bitmaps which say that they are valid have a bit for everything that changed."""
         assert report.bitmaps.keys() == set(self.case.bitmaps)
-        new = self.below.ljust(len(report.content), b"\0")
+        old = self.below.ljust(len(report.content), b"\0")
+        for at, content in self.cleared:
+            if at < position:
+                old = content
         changed = {
             at // GRANULARITY
-            for at in range(0, len(new), SECTOR)
-            if report.content[at : at + SECTOR] != new[at : at + SECTOR]
+            for at in range(0, len(old), SECTOR)
+            if report.content[at : at + SECTOR] != old[at : at + SECTOR]
         }
         for bitmap in report.bitmaps.values():
             dirty = {at for at in range(len(bitmap.bits) * 8) if bitmap.bits[at // 8] >> at % 8 & 1}
@@ -279,7 +296,7 @@ class Crashed:
 
     async def look(self, crash: Crash) -> None:
         """Open what a crash left, read it, write to it; check it before and after."""
-        found = self.check(*crash.images)
+        found = self.check(crash.position, *crash.images)
         snapshots = {each.name: each.content for each in found.snapshots}
         self.work.check_snapshots(crash.position, snapshots)
         journal = Journal()
@@ -291,18 +308,23 @@ class Crashed:
             await write(node, 0, stamp(1) * 2)
             now = await read(node, 0, node.getlength())
         assert now == stamp(1) * 2 + content[1024:]
-        after = self.check(bytes(disk.data), bytes(data.data))
+        after = self.check(crash.position, bytes(disk.data), bytes(data.data))
         assert not after.dirty
         assert not found.dirty or after.leaks == [], "a repair leaves no leaks"
         assert self.case.crypt or after.content == now
         assert {each.name: each.content for each in after.snapshots} == snapshots
         if self.rng.random() < AGAIN:
             for second in journal.crashes(self.rng, 1):
-                await self.look_again(second, content, snapshots)
+                await self.look_again(crash.position, second, content, snapshots)
 
-    async def look_again(self, crash: Crash, content: bytes, snapshots: dict[str, bytes]) -> None:
-        """Open what a second crash left, of an image that was being opened, repaired, written to."""
-        found = self.check(*crash.images)
+    async def look_again(
+        self, position: int, crash: Crash, content: bytes, snapshots: dict[str, bytes]
+    ) -> None:
+        """Open what a second crash left, of an image that was being opened, repaired, written to.
+
+        ``position`` is that of the first crash; ``content`` and ``snapshots`` are what it left.
+        """
+        found = self.check(position, *crash.images)
         assert {each.name: each.content for each in found.snapshots} == snapshots
         disk, data = (RecordingDisk(image) for image in crash.images)
         async with self.opened(disk, data) as node:
@@ -310,7 +332,7 @@ class Crashed:
         assert now[1024:] == content[1024:]
         for at in (0, SECTOR):
             assert now[at : at + SECTOR] in (content[at : at + SECTOR], stamp(1))
-        assert not self.check(bytes(disk.data), bytes(data.data)).dirty
+        assert not self.check(position, bytes(disk.data), bytes(data.data)).dirty
 
     def show_qemu(self, crash: Crash, directory: Path) -> None:
         """Let qemu-img check, or repair what says that it needs it, and read what a crash left."""
@@ -326,7 +348,7 @@ class Crashed:
         if self.case.crypt:
             options += ",encrypt.format=luks,encrypt.key-secret=s"
         arguments = ["--object", f"secret,id=s,data={PASSWORD.decode()}", "--image-opts", options]
-        report = self.check(*crash.images)
+        report = self.check(crash.position, *crash.images)
         repair = ["-r", "all"] if report.dirty or report.errors else []
         result = subprocess.run(
             ["qemu-img", "check", *repair, *arguments],
