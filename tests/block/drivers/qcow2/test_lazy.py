@@ -168,6 +168,9 @@ async def test_crashes(case: Case, seed: int) -> None:
         return memory_node(below) if case.backed else None
 
     async with opened(disk, backing(), l2_cache_size=1024, lazy_refcounts=True) as node:
+        # From here on the image is dirty, whatever trio does first of what follows.
+        await work.change(node, "w", 0, 1)
+        await node.flush()
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(work.run, node, 20)
