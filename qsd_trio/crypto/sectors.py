@@ -11,7 +11,7 @@ from qsd_trio.crypto.algorithms import CIPHERS, digest, essiv_cipher, library_ci
 from qsd_trio.errors import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
     from cryptography.hazmat.primitives.ciphers import BlockCipherAlgorithm, CipherContext
@@ -39,8 +39,8 @@ class SectorCipher:
         self._cipher = library_cipher(spec.algorithm, key)
         self._ivs = iv_generator(spec, key)
         self._renewable = _is_renewable(spec.mode, spec.algorithm)
-        #: Contexts that no thread is using, by whether they decrypt.
-        self._idle: tuple[list[CipherContext], list[CipherContext]] = ([], [])
+        #: Those that no thread is using, by whether they decrypt.
+        self._idle: tuple[list[_Worker], list[_Worker]] = ([], [])
         try:
             self._context(bytes(spec.iv_length), decrypt=False)
         except ValueError as exc:
@@ -65,16 +65,18 @@ class SectorCipher:
             return self._run_without_renewal(data, sector, count, decrypt=decrypt)
         idle = self._idle[decrypt]
         try:
-            context = idle.pop()
+            worker = idle.pop()
         except IndexError:
             context = self._context(bytes(self.spec.iv_length), decrypt=decrypt)
-        update, reset = context.update, context.reset_nonce
-        pieces = []
-        for iv, (piece,) in zip(self._ivs(sector, count), _SECTORS.iter_unpack(data), strict=True):
-            reset(iv)
-            pieces.append(update(piece))
-        idle.append(context)
-        return b"".join(pieces)
+            worker = _Worker(context)
+        ivs = self._ivs(sector, count)
+        view = memoryview(data)
+        done = [
+            worker.run(view[at : at + _Worker.SIZE], ivs[at // SECTOR :])
+            for at in range(0, len(view), _Worker.SIZE)
+        ]
+        idle.append(worker)
+        return done[0] if len(done) == 1 else b"".join(done)
 
     def _run_without_renewal(
         self, data: Buffer, sector: int, count: int, *, decrypt: bool
@@ -92,6 +94,34 @@ class SectorCipher:
         return _context(
             self._cipher, self.spec.mode, iv, decrypt=decrypt, renewable=self._renewable
         )
+
+
+@final
+class _Worker:
+    """A context that takes new vectors, with buffers cut into sectors once for all."""
+
+    SIZE: Final = 64 << 10
+
+    def __init__(self, context: CipherContext) -> None:
+        self._context = context
+        # The library wants room for a block more, whether it needs it or not.
+        spare = 15
+        self._source = memoryview(bytearray(self.SIZE))
+        self._target = memoryview(bytearray(self.SIZE + spare))
+        starts = range(0, self.SIZE, SECTOR)
+        self._pieces = [self._source[at : at + SECTOR] for at in starts]
+        self._places = [self._target[at : at + SECTOR + spare] for at in starts]
+
+    def run(self, data: memoryview, ivs: Sequence[bytes]) -> bytes:
+        """Return ``data``, at most SIZE bytes, after its way through the cipher."""
+        length = len(data)
+        self._source[:length] = data
+        update_into, reset = self._context.update_into, self._context.reset_nonce
+        pieces = self._pieces[: length // SECTOR]
+        for iv, piece, place in zip(ivs, pieces, self._places, strict=False):
+            reset(iv)
+            update_into(piece, place)
+        return bytes(self._target[:length])
 
 
 def _context(
