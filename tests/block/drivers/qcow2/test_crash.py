@@ -44,7 +44,7 @@ pytestmark = requires("qemu-img")
 
 BELOW = 1 << 40  # the stamp of the backing file
 SESSIONS = (20, 0, 20)  # requests each time the image is open
-REPAIRS = 5  # dirty images of a workload whose repair crashes
+REPAIRS = 3  # dirty images of a workload whose repair crashes
 AGAIN = 0.25  # of the images crash a second time
 PER_WORKLOAD = 20  # crashes of a workload that are looked at
 SNAPSHOTS = "wwwwzZdfSSD"

@@ -68,7 +68,7 @@ SHAPES = [
     Shape("encrypted", crypt=True),
 ]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=[shape.id for shape in SHAPES])
-SEEDS = 4
+SEEDS = 3
 
 
 class Images:
