@@ -133,6 +133,12 @@ class Recipe:
         return size + 3 * 512
 
     @property
+    def has_noise(self) -> bool:
+        """Whether there is what was allocated and never written: encrypted, it reads as noise."""
+        is_allocated = self.preallocation != "off" or self.data_file == "raw"
+        return self.encryption != "none" and is_allocated
+
+    @property
     def secret(self) -> list[str]:
         """The arguments that give QEMU's programs the passphrase."""
         return [] if self.encryption == "none" else ["--object", f"secret,id=s,data={SECRET}"]
@@ -274,10 +280,7 @@ class Kitchen:
         self.make_below()
         model = bytearray(self.below)
         self.create_empty()
-        if recipe.encryption != "none" and (
-            recipe.preallocation != "off" or recipe.data_file == "raw"
-        ):
-            # What was allocated and never written decrypts to noise.
+        if recipe.has_noise:
             model[:] = self.read()
         rng = random.Random(str(recipe))
         if recipe.compressed:

@@ -116,8 +116,8 @@ class Work:
         await self.daemon.qmp("block_resize", {"node-name": "n", "size": size})
         del self.model[size:]
         self.model += bytes(size - len(self.model))
-        if size > old and self.recipe.data_file == "raw" and self.recipe.encryption != "none":
-            # What is new is allocated at once, and decrypts to noise.
+        if size > old and self.recipe.has_noise:
+            # So is what was behind the end in the last cluster, or all that is new.
             async with a_user(self.daemon) as user:
                 await user.preadv(old, [memoryview(self.model)[old:]])
 
