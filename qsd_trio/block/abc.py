@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
     from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
     from qsd_trio.block.snapshots import SnapshotStore
-    from qsd_trio.host.files import HostFile
     from qsd_trio.untyped import Json, Options
 
     Iov: TypeAlias = Sequence[memoryview]
     #: A piece of a mapped range: where its bytes are on the host. A file of None means zeroes.
-    Extent: TypeAlias = tuple[HostFile | None, int, int]  # (file, host offset, length)
+    Extent: TypeAlias = "tuple[ExtentFile | None, int, int]"  # (file, host offset, length)
     Extents: TypeAlias = Sequence[Extent]
 
 
@@ -109,6 +108,8 @@ class Limits:
     """What a driver can take; the gate splits, pads and emulates accordingly (bytes)."""
 
     request_alignment: int = 1
+    #: ``map_write`` answers for whole blocks of that alignment, and for nothing else.
+    maps_whole_blocks_only: bool = False
     max_transfer: int = MAX_REQUEST
     max_pwrite_zeroes: int = MAX_REQUEST
     pwrite_zeroes_alignment: int = 1
@@ -124,6 +125,26 @@ class Limits:
     #: Whether ``pwrite_zeroes`` may be asked for less than its alignment: ENOTSUP if it matters.
     can_zero_parts: bool = False
     can_discard: bool = False
+
+
+class ExtentFile(Protocol):
+    """What an extent points to: a HostFile, or something that reads and writes as one does.
+
+    ``fd`` is -1 if no descriptor has the bytes, ``read_flags`` are for os.preadv on it.
+    """
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def read_flags(self) -> int: ...
+    @property
+    def can_read_now(self) -> bool: ...
+    @property
+    def can_write_now(self) -> bool: ...
+    def read_now(self, iov: Iov, offset: int) -> int: ...
+    def write_now(self, iov: Iov, offset: int) -> bool: ...
+    def cached_now(self, offset: int, length: int) -> bool: ...
+    def sendfile_now(self, socket_fd: int, offset: int, length: int) -> int: ...
 
 
 class BlockNode(Protocol):

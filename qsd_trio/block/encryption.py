@@ -1,4 +1,4 @@
-"""What drivers of encrypted images share: secrets, the sectors' way through the cipher, LUKS volumes.
+"""What drivers of encrypted images share: secrets, LUKS volumes.
 
 A ``LuksVolume`` is a LUKS header somewhere (in a file of its own, before the payload, inside a qcow2 image)
 with the cipher it led to. What takes long runs in worker threads.
@@ -15,29 +15,18 @@ from qsd_trio.crypto import algorithms as alg
 from qsd_trio.crypto import keyslots, luks
 from qsd_trio.crypto.sectors import SECTOR, SectorCipher
 from qsd_trio.errors import QmpError, with_errno
-from qsd_trio.host.malloc import keep_freed_memory
 from qsd_trio.host.workers import worker_pool
-from qsd_trio.iov import iov_fill, iov_gather, iov_size
 from qsd_trio.objects.abc import UserCreatable
 from qsd_trio.objects.secret import SecretCommon
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from typing import Self
 
-    from qsd_trio.block.abc import Child, Iov, Objects
+    from qsd_trio.block.abc import Child, Objects
     from qsd_trio.crypto.luks import Header
-    from qsd_trio.crypto.sectors import Buffer
     from qsd_trio.untyped import Json, Options
 
-    Reader = Callable[[int, Iov], Awaitable[None]]
-    Writer = Callable[[int, Iov], Awaitable[None]]
-
 DEFAULT_ITER_TIME: Final = 2000  # milliseconds
-#: Bytes that are ciphered on the loop: a hop to a worker would take longer.
-INLINE: Final = 64 << 10
-#: Bytes that a worker ciphers in one go. The interpreter lock is its own meanwhile, or nearly.
-BATCH: Final = 256 << 10
 
 
 def password(objects: Objects, id_: str | None, *, prefix: str = "") -> bytes:
@@ -54,43 +43,6 @@ def password(objects: Objects, id_: str | None, *, prefix: str = "") -> bytes:
     if not isinstance(found, SecretCommon):
         raise QmpError(f"Object with id '{id_}' is not a secret")
     return found.as_text().encode()
-
-
-# -- data ----------------------------------------------------------------------------------------------
-
-
-async def read_decrypted(
-    cipher: SectorCipher, read: Reader, offset: int, sector: int, iov: Iov
-) -> None:
-    """Fill ``iov`` with what ``read`` gets at ``offset``, decrypted as from ``sector`` on."""
-    keep_freed_memory()  # there is more copying here than anywhere else
-    data = memoryview(bytearray(iov_size(iov)))
-    await read(offset, [data])
-    plain = await _batches(cipher.decrypt, data, sector)
-    iov_fill(iov, memoryview(plain))
-
-
-async def encrypted(cipher: SectorCipher, iov: Iov, sector: int) -> memoryview:
-    """Return what ``iov`` holds, encrypted for ``sector`` and those that follow."""
-    keep_freed_memory()
-    data: memoryview
-    if len(iov) == 1:
-        data = iov[0]
-    else:
-        data = memoryview(bytearray(iov_size(iov)))
-        iov_gather(data, iov)
-    return memoryview(await _batches(cipher.encrypt, data, sector))
-
-
-async def _batches(run: Callable[[Buffer, int], bytes], data: memoryview, sector: int) -> bytes:
-    if len(data) <= INLINE:
-        await worker_pool().take_turn()
-        return run(data, sector)
-    done = []
-    for at in range(0, len(data), BATCH):
-        part = data[at : at + BATCH]
-        done.append(await worker_pool().run(run, part, sector + at // SECTOR))
-    return done[0] if len(done) == 1 else b"".join(done)
 
 
 # -- headers -------------------------------------------------------------------------------------------

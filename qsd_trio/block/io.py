@@ -151,7 +151,8 @@ class Node:
             self.flags.read_only
             + (self.flags.detect_zeroes != "off")
             + bool(self.write_threshold)
-            + (self._limits.request_alignment > 1)
+            + (self._limits.request_alignment > 1 and not self._limits.maps_whole_blocks_only)
+            + len(self._serialised)
             + self.bitmaps.has_readonly
         )
 
@@ -480,10 +481,12 @@ class Node:
         await self._wait_serialised(start, end)
         mine = _Serialised(start, end)
         self._serialised.append(mine)
+        self._count_slow_writes()
         try:
             yield
         finally:
             self._serialised.remove(mine)
+            self._count_slow_writes()
             mine.done.set()
 
     # -- the rest ------------------------------------------------------------------------------------

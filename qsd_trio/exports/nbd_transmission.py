@@ -325,15 +325,18 @@ class Transmission:
                         if file is not None and len(extents) == 1:
                             if file is not known_file:
                                 known_file = file
-                                # Without an answer at once: the slow path. So does -1 for the descriptor.
                                 fd = file.fd if file.can_read_now else -1
                                 preadv_flags = file.read_flags
-                            try:
-                                done = (
-                                    preadv(fd, (arena_view[data:stop],), at, preadv_flags) == length
-                                )
-                            except OSError:
-                                done = False  # not cached, or the slow path meets it again and reports it
+                            if fd < 0:
+                                done = read_extents_now(extents, arena_view[data:stop])
+                            else:
+                                try:
+                                    done = (
+                                        preadv(fd, (arena_view[data:stop],), at, preadv_flags)
+                                        == length
+                                    )
+                                except OSError:
+                                    done = False  # the slow path meets it again and reports it
                         else:
                             done = read_extents_now(extents, arena_view[data:stop])
                         if done:

@@ -6,7 +6,6 @@ way there is, and a cancelled request leaves a driver that works.
 
 from __future__ import annotations
 
-import os
 import random
 from typing import TYPE_CHECKING, TypeAlias, final
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
+    from qsd_trio.block.abc import Extents
     from qsd_trio.block.io import Node
 
 Factory: TypeAlias = "Callable[[], AbstractAsyncContextManager[Node]]"
@@ -173,11 +173,8 @@ async def _check_fast_path(factory: Factory, seed: int, *, writable: bool) -> No
             extents = node.map_read(offset, length)
             if extents is not None:
                 assert sum(extent[2] for extent in extents) == length
-                got = b"".join(
-                    bytes(size) if file is None else _pread(file.fd, size, at)
-                    for file, at, size in extents
-                )
-                assert got == model.content[offset : offset + length]
+                got = _read_extents(extents)
+                assert got is None or got == model.content[offset : offset + length]
             if not writable:
                 continue
             targets = node.map_write(offset, length)
@@ -188,14 +185,23 @@ async def _check_fast_path(factory: Factory, seed: int, *, writable: bool) -> No
             at = 0
             for file, position, size in targets:
                 assert file is not None, "a zero extent cannot be written"
-                os.pwrite(file.fd, data[at : at + size], position)
+                if not file.write_now([memoryview(data)[at : at + size]], position):
+                    await write(node, offset, data)  # as exports do then
+                    break
                 at += size
             model.content[offset : offset + length] = data
             await model.check(offset, length)
 
 
-def _pread(fd: int, size: int, at: int) -> bytes:
-    return os.pread(fd, size, at).ljust(size, b"\0")
+def _read_extents(extents: Extents) -> bytes | None:
+    """Return what extents hold, None if it is not to be had at once."""
+    data = b""
+    for file, at, size in extents:
+        piece = bytearray(size)
+        if file is not None and file.read_now([memoryview(piece)], at) < 0:
+            return None
+        data += piece
+    return data
 
 
 async def _check_parallel(factory: Factory, seed: int) -> None:

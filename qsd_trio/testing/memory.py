@@ -39,7 +39,8 @@ class MemoryDriver(ProtocolDriver):
 
     ``fail`` maps a request's name ("preadv", "flush" ...) to the errno it raises. While ``hold`` is
     set to an event, requests wait for it first. ``durable`` is what a crash would leave: the content at
-    the last flush. Unwritten sectors are holes, for block_status.
+    the last flush. Unwritten sectors are holes, for block_status. What lies between the end and a write beyond
+    it reads as ``grow_by``: with another byte than zero the image is as one that is encrypted below.
     """
 
     format_name = "memory"
@@ -51,6 +52,7 @@ class MemoryDriver(ProtocolDriver):
         self.alignment = alignment
         self.fail: dict[str, int] = {}
         self.hold: trio.Event | None = None
+        self.grow_by = b"\0"
         self.requests: list[tuple[str, int, int]] = []
         self._allocated = {
             at for at in range(0, len(self.data), SECTOR) if any(self.data[at : at + SECTOR])
@@ -79,8 +81,8 @@ class MemoryDriver(ProtocolDriver):
         )
 
     def has_zero_init(self) -> bool:
-        """Read as zeroes where nothing was written."""
-        return True
+        """Read as zeroes where nothing was written, unless told otherwise."""
+        return self.grow_by == b"\0"
 
     async def _enter(self, name: str, offset: int, length: int) -> None:
         assert offset % self.alignment == 0, f"{name} at {offset} is not aligned"
@@ -94,7 +96,7 @@ class MemoryDriver(ProtocolDriver):
 
     def _grow(self, end: int) -> None:
         if end > len(self.data):
-            self.data += bytes(end - len(self.data))
+            self.data += self.grow_by * (end - len(self.data))
 
     def _sectors(self, offset: int, length: int) -> range:
         return range(offset // SECTOR * SECTOR, offset + length, SECTOR)

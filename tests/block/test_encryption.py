@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from qsd_trio.block import encryption
-from qsd_trio.block.encryption import HeaderArea, LuksVolume, encrypted, password, read_decrypted
+from qsd_trio.block import ciphering
+from qsd_trio.block.ciphering import encrypted, read_decrypted
+from qsd_trio.block.encryption import HeaderArea, LuksVolume, password
 from qsd_trio.crypto import luks
 from qsd_trio.crypto.luks import Header
 from qsd_trio.errors import QmpError
@@ -100,10 +101,10 @@ async def test_workers_get_what_is_long(monkeypatch: pytest.MonkeyPatch) -> None
         async def take_turn(self) -> None:
             calls.append("inline")
 
-    monkeypatch.setattr(encryption, "worker_pool", Pool)
-    await encrypted(cipher, [memoryview(bytes(encryption.INLINE))], 0)
-    await encrypted(cipher, [memoryview(bytes(encryption.BATCH + 512))], 3)
-    assert calls == ["inline", (encryption.BATCH, 3), (512, 3 + encryption.BATCH // 512)]
+    monkeypatch.setattr(ciphering, "worker_pool", Pool)
+    await encrypted(cipher, [memoryview(bytes(ciphering.INLINE))], 0)
+    await encrypted(cipher, [memoryview(bytes(ciphering.BATCH + 512))], 3)
+    assert calls == ["inline", (ciphering.BATCH, 3), (512, 3 + ciphering.BATCH // 512)]
 
 
 # -- key slots -----------------------------------------------------------------------------------------

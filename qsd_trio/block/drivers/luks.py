@@ -16,14 +16,8 @@ from qsd_trio.block.abc import (
     block_driver,
     create_driver,
 )
-from qsd_trio.block.encryption import (
-    HeaderArea,
-    LuksVolume,
-    NewLuks,
-    encrypted,
-    plan_luks,
-    read_decrypted,
-)
+from qsd_trio.block.ciphering import CipheredFile, encrypted, read_decrypted
+from qsd_trio.block.encryption import HeaderArea, LuksVolume, NewLuks, plan_luks
 from qsd_trio.crypto.sectors import SECTOR
 from qsd_trio.errors import QmpError, os_error, with_errno
 
@@ -31,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-    from qsd_trio.block.abc import Child, CreateOpener, Iov, Objects, Opener
+    from qsd_trio.block.abc import Child, CreateOpener, Extents, Iov, Objects, Opener
     from qsd_trio.untyped import Json, Options
 
 #: Bytes of a request: what is ciphered at a time is copied, and should not take much memory.
@@ -51,6 +45,10 @@ class Luks(FormatDriver):
     header_child: Child | None = None
     #: Whether key slots are being changed.
     amending: bool = False
+    _ciphered: CipheredFile = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._ciphered = CipheredFile(self.volume.cipher, self.file, self._payload)
 
     @classmethod
     async def open(cls, opener: Opener, options: Options) -> Self:
@@ -83,7 +81,9 @@ class Luks(FormatDriver):
 
     def limits(self) -> Limits:
         """Whole sectors are ciphered."""
-        return Limits(request_alignment=SECTOR, max_transfer=MAX_TRANSFER)
+        return Limits(
+            request_alignment=SECTOR, max_transfer=MAX_TRANSFER, maps_whole_blocks_only=True
+        )
 
     def full_options(self) -> Mapping[str, Json]:
         """Return the id of the secret, not the secret."""
@@ -105,6 +105,16 @@ class Luks(FormatDriver):
         return needed, shared
 
     # -- requests ------------------------------------------------------------------------------------
+
+    def map_read(self, offset: int, length: int) -> Extents | None:
+        """Offer whole sectors, to be decrypted as they are read."""
+        return self._ciphered.map_read(offset, length)
+
+    def map_write(self, offset: int, length: int) -> Extents | None:
+        """Take whole sectors, to be encrypted as they are written; growth takes the slow path."""
+        if offset + length > self.getlength():
+            return None
+        return self._ciphered.map_write(offset, length)
 
     async def preadv(self, offset: int, iov: Iov) -> None:
         """Read and decrypt."""

@@ -7,6 +7,8 @@ import random
 from contextlib import AbstractAsyncContextManager
 
 import pytest
+import trio
+import trio.testing
 
 from qsd_trio.block.abc import Child, ChildRole, Perm, StatusFlag
 from qsd_trio.block.drivers.luks import Luks, create
@@ -109,10 +111,57 @@ async def test_length() -> None:
             pass
 
 
+async def test_whole_sectors_are_ciphered_at_once() -> None:
+    header, key, data = made()
+    cipher = SectorCipher(header.spec, key)
+    disk = image(MIB)
+    plain = random.Random(1).randbytes(64 * KIB)
+    async with luks_over(disk) as node:
+        ((file, offset, length),) = node.map_write(KIB, len(plain))
+        pieces = [memoryview(plain)[:700], memoryview(plain)[700:]]
+        assert file.write_now(pieces, offset)
+        assert length == len(plain)
+        assert disk.data[len(data) + KIB :][:length] == cipher.encrypt(plain, 2)
+        ((file, offset, length),) = node.map_read(2 * KIB, 512)
+        back = bytearray(length)
+        assert file.read_now([memoryview(back)[:100], memoryview(back)[100:]], offset) == 512
+        assert back == plain[KIB:][:512]
+        assert not file.cached_now(offset, length)  # else it were sent as it is on disk
+
+
+async def test_what_is_not_for_the_fast_path() -> None:
+    disk = image(MIB)
+    async with luks_over(disk) as node:
+        for offset, length in [(100, 512), (0, 100), (0, 64 * KIB + 512)]:
+            assert node.map_read(offset, length) is None
+            assert node.map_write(offset, length) is None
+        assert node.map_write(MIB, 512) is None  # growth
+        disk.fast_writes = False
+        assert node.map_write(0, 512) is None
+
+
+async def test_no_write_slips_into_the_padding_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = image(MIB)
+    go = trio.Event()
+    preadv = RecordingDisk.preadv
+
+    async def held(self: RecordingDisk, offset: int, iov: list[memoryview]) -> None:
+        await go.wait()
+        await preadv(self, offset, iov)
+
+    async with luks_over(disk) as node, trio.open_nursery() as nursery:
+        assert node.map_write(0, 512) is not None
+        monkeypatch.setattr(RecordingDisk, "preadv", held)
+        nursery.start_soon(write, node, 100, b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert node.map_write(0, 512) is None
+        go.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert node.map_write(0, 512) is not None
+
+
 async def test_nothing_is_known_of_the_bytes() -> None:
     async with luks_over(image(MIB)) as node:
-        assert node.map_read(0, 512) is None
-        assert node.map_write(0, 512) is None
         status = await node.block_status(0, MIB)
         assert status.flags == StatusFlag.DATA | StatusFlag.ALLOCATED | StatusFlag.EOF
         assert status.length == MIB

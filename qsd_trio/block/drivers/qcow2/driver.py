@@ -213,14 +213,7 @@ class Qcow2(FormatDriver):
         zero_flags = ReqFlag.MAY_UNMAP | ReqFlag.WRITE_UNCHANGED
         if self.image.version >= 3:
             zero_flags |= ReqFlag.NO_FALLBACK
-        crypt: dict[str, int] = {}
-        if self.image.crypt is not None:
-            crypt = {
-                "request_alignment": encryption.SECTOR,
-                "max_transfer": encryption.MAX_TRANSFER,
-            }
-        return Limits(
-            **crypt,
+        limits = Limits(
             pwrite_zeroes_alignment=1 << self.image.subcluster_bits,
             pdiscard_alignment=self.image.cluster_size,
             write_flags=ReqFlag.WRITE_COMPRESSED | ReqFlag.WRITE_UNCHANGED,
@@ -229,13 +222,21 @@ class Qcow2(FormatDriver):
             can_zero_parts=self.image.version >= 3,
             can_discard=True,
         )
+        if self.image.crypt is None:
+            return limits
+        return attrs.evolve(
+            limits,
+            request_alignment=encryption.SECTOR,
+            max_transfer=encryption.MAX_TRANSFER,
+            maps_whole_blocks_only=True,
+        )
 
     def has_zero_init(self) -> bool:
         """Say whether a new image reads as zeroes: where it is preallocated, that is up to the data."""
         image = self.image
         if not (image.metadata.l1 and image.metadata.l1[0]):
             return True
-        return image.crypt is None and image.data.node.driver.has_zero_init()
+        return image.zero_init
 
     # -- requests --------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from qsd_trio.iov import iov_fill, iov_size, iov_slice
 
 if TYPE_CHECKING:
     from qsd_trio.block.abc import Child, Iov, Objects
+    from qsd_trio.block.ciphering import CipheredFile
     from qsd_trio.block.drivers.qcow2.header import Header
     from qsd_trio.block.drivers.qcow2.metadata import Metadata
     from qsd_trio.block.encryption import HeaderArea, LuksVolume, NewLuks
@@ -53,9 +54,17 @@ class ImageCipher:
     def _sector(self, guest: int, host: int) -> int:
         return (guest if self.volume is None else host) // SECTOR
 
+    def ciphered(self, data: Child) -> CipheredFile | None:
+        """Return ``data``, the child with the guest's data, as the fast path may use it; or None."""
+        if self.volume is None:
+            return None
+        from qsd_trio.block.ciphering import CipheredFile
+
+        return CipheredFile(self.cipher, data, 0)
+
     async def read(self, data: Child, guest: int, host: int, iov: Iov) -> None:
         """Fill ``iov`` with what is at ``host`` in ``data``, which the guest sees at ``guest``."""
-        from qsd_trio.block.encryption import read_decrypted
+        from qsd_trio.block.ciphering import read_decrypted
 
         length = iov_size(iov)
         target = iov
@@ -67,7 +76,7 @@ class ImageCipher:
 
     async def write(self, data: Child, guest: int, host: int, iov: Iov) -> None:
         """Write ``iov``, whole sectors."""
-        from qsd_trio.block.encryption import encrypted
+        from qsd_trio.block.ciphering import encrypted
 
         length = iov_size(iov)
         for at in range(0, length, MAX_TRANSFER):

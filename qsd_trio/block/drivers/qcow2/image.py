@@ -77,6 +77,8 @@ class Image:
     broken: bool = False
     #: Allocating writes, and other changes of L2 entries that take their time.
     in_flight: list[InFlight] = attrs.field(init=False, factory=list)
+    #: Whether what ``data`` grows by reads as zeroes.
+    zero_init: bool = attrs.field(init=False)
     #: Whether data are in a file of their own, at their guest offset.
     external: bool = attrs.field(init=False)
     #: ... which can be read without us, so that zeroes must be written there too.
@@ -103,6 +105,7 @@ class Image:
 
     def __attrs_post_init__(self) -> None:
         header = self.metadata.header
+        self.zero_init = self.crypt is None and self.data.node.driver.has_zero_init()
         self.external = bool(header.incompatible & lay.INCOMPAT_DATA_FILE)
         self.raw_external = bool(header.autoclear & lay.AUTOCLEAR_DATA_FILE_RAW)
         self.extended = self.metadata.extended
@@ -127,6 +130,14 @@ class Image:
         self.slice_mask = (1 << self.metadata.slice_bits) - 1
 
     # -- what a cluster is ---------------------------------------------------------------------------
+
+    def is_fresh(self, host: int) -> bool:
+        """Say whether a free host cluster holds zeroes, since nothing was ever written there."""
+        if not self.zero_init:
+            return False
+        if self.external:
+            return host >= self.data.getlength()
+        return host >> self.cluster_bits >= self.metadata.refcounts.fresh_from
 
     def conflict(self, start: int, end: int) -> InFlight | None:
         """Return a change under way of an L2 entry of the range, or None."""

@@ -15,7 +15,8 @@ from qsd_trio.block.drivers.qcow2.layout import COMPRESSED, COPIED, OFFSET_MASK,
 if TYPE_CHECKING:
     from array import array
 
-    from qsd_trio.block.abc import Extent, Extents
+    from qsd_trio.block.abc import Child, Extent, Extents
+    from qsd_trio.block.ciphering import CipheredFile
     from qsd_trio.block.drivers.qcow2.image import Image
 
 
@@ -26,7 +27,7 @@ class FastPath:
     def __init__(self, image: Image) -> None:
         """Map ``image``."""
         self.image = image
-        self._data = image.data
+        self._data: CipheredFile | Child = image.data
         self._metadata = image.metadata
         self._tables = image.metadata.l2
         self._locations = image.metadata.locations
@@ -37,7 +38,10 @@ class FastPath:
         self._odd = image.odd
         self._in_place = image.in_place
         self.set_slices()
-        if image.crypt is not None:
+        ciphered = image.crypt and image.crypt.ciphered(image.data)
+        if ciphered is not None:
+            self._data = ciphered
+        if image.crypt is not None and ciphered is None:
             self.map_read = self.map_write = self._map_nothing  # type: ignore[method-assign]
         elif image.extended or image.external:
             self.map_read = self._map_read_general  # type: ignore[method-assign]
@@ -49,7 +53,7 @@ class FastPath:
         self._slice_mask = self.image.slice_mask
 
     def _map_nothing(self, offset: int, length: int) -> None:
-        """Leave everything to the slow path: all bytes go through the cipher."""
+        """Leave everything to the slow path: the old AES numbers sectors as the guest sees them."""
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -195,8 +199,10 @@ class FastPath:
         cluster, found = refcounts.find_nowait(1)
         if not found:
             return None
+        host = cluster << self._bits
+        fresh = image.is_fresh(host)
         if length < self._size:
-            if cluster < refcounts.fresh_from:
+            if not fresh:
                 return None
             if (
                 image.backing is not None
@@ -204,13 +210,12 @@ class FastPath:
                 and offset & ~self._mask < image.backing.getlength()
             ):
                 return None
-        host = cluster << self._bits
         if host in self._locations:
             return None  # a corrupt image: the slow path reports it
         extents = self._data.map_write(host + (offset & self._mask), length)
         if extents is None or not _can_write_now(extents):
             return None
-        data_first = image.backing is not None or cluster < refcounts.fresh_from
+        data_first = image.backing is not None or not fresh
         refcounts.take_nowait(cluster, 1)
         at = offset >> self._bits & self._slice_mask
         table[at] = host | COPIED
@@ -348,7 +353,6 @@ class _Allocation:
             return None  # a corrupt entry: the slow path reports it
         if image.external:
             host = (self._first + at) << image.cluster_bits
-            fresh = host >= image.data.getlength()
         else:
             if not self._count:
                 wanted = len(self._entries) - at
@@ -356,7 +360,7 @@ class _Allocation:
             if self._count == self._found:
                 return None
             host = (self._cluster + self._count) << image.cluster_bits
-            fresh = self._cluster >= self._refcounts.fresh_from
+        fresh = image.is_fresh(host)
         if (at == 0 or at == self._last) and not self._may_leave_rest(at, bitmap, fresh=fresh):
             return None
         self._count += 1
@@ -393,7 +397,7 @@ class _Allocation:
             self._image.external
             or self._image.backing is not None
             or self._count < len(self.changes)
-            or self._cluster < self._refcounts.fresh_from
+            or not self._image.is_fresh(self._cluster << self._image.cluster_bits)
         )
         if self._count and not self._image.external:
             self._refcounts.take_nowait(self._cluster, self._count)

@@ -98,7 +98,7 @@ async def _write_some(
         run = _run_to_allocate(image, table, offset, end)
         if image.external:
             host = offset & ~image.mask
-            fresh = host >= image.data.getlength()
+            fresh = image.is_fresh(host)
             await _write_new(image, offset, iov_slice(iov, 0, run), run, host, fresh=fresh)
             return run
         cluster, count = metadata.refcounts.find_nowait(
@@ -107,7 +107,7 @@ async def _write_some(
         if count:
             host = cluster << bits
             run = min(run, (((offset >> bits) + count) << bits) - offset)
-            fresh = cluster >= metadata.refcounts.fresh_from
+            fresh = image.is_fresh(host)
             _check_overlap(image, host | offset & image.mask, run)
             metadata.refcounts.take_nowait(cluster, count)
             await _write_new(

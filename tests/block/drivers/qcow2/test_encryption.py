@@ -145,16 +145,37 @@ async def test_what_is_to_be_compressed_is_encrypted_instead(method: str) -> Non
 
 
 @METHODS
-async def test_all_bytes_go_the_slow_path(method: str) -> None:
+async def test_block_status(method: str) -> None:
     async with opened(Disk(await kit.make(MIB, crypt=new(method))), method) as node:
         await write(node, 0, b"a" * 65536)
         await node.pwrite_zeroes(65536, 65536, ReqFlag.NONE)
-        for offset in (0, 65536, 131072):
-            assert node.map_read(offset, 512) is None
-            assert node.map_write(offset, 512) is None
         status = await node.block_status(0, 65536)
         assert status.flags == StatusFlag.DATA | StatusFlag.ALLOCATED
         assert (await node.block_status(65536, 65536)).flags & StatusFlag.ZERO
+
+
+async def test_the_old_aes_goes_the_slow_path() -> None:
+    async with opened(Disk(await kit.make(MIB, crypt=new("aes"))), "aes") as node:
+        await write(node, 0, b"a" * 65536)
+        for offset in (0, 65536):
+            assert node.map_read(offset, 512) is None
+            assert node.map_write(offset, 512) is None
+
+
+async def test_luks_is_ciphered_on_the_fast_path() -> None:
+    disk = Disk(await kit.make(MIB, crypt=new("luks")))
+    async with opened(disk) as node:
+        assert not await kit.write(node, 512, b"b" * 512, fast=True)  # a part of a new cluster
+        assert await kit.write(node, 1024, b"c" * 1024, fast=True)
+        assert await kit.write(node, 65536, b"d" * 65536, fast=True)
+        expected = bytes(512) + b"b" * 512 + b"c" * 1024 + bytes(63488) + b"d" * 65536
+        assert await read(node, 0, 131072) == expected
+        assert kit.read_fast(node, 512, 1536) == expected[512:2048]
+        assert kit.read_fast(node, 131072, 4096) == bytes(4096)
+        assert kit.read_fast(node, 100, 512) is None
+    assert b"d" * 32 not in disk.data
+    async with opened(Disk(bytes(disk.data))) as node:
+        assert await read(node, 0, 131072) == expected
 
 
 @METHODS

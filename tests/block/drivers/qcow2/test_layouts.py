@@ -14,7 +14,7 @@ from qsd_trio.block.abc import SECTOR, ReqFlag
 from qsd_trio.block.snapshots import Snapshot
 from qsd_trio.errors import QmpError
 from qsd_trio.testing.guest import Guest, stamp, stamps
-from qsd_trio.testing.memory import memory_node, pattern
+from qsd_trio.testing.memory import MemoryDriver, memory_node, pattern
 from qsd_trio.testing.recorder import Journal
 from tests.block.drivers.qcow2.kit import (
     Disk,
@@ -24,6 +24,7 @@ from tests.block.drivers.qcow2.kit import (
     opened,
     qemu_img,
     read,
+    write,
 )
 from tests.block.drivers.qcow2.test_image import random_work
 from tests.block.drivers.qcow2.workload import Workload
@@ -189,3 +190,12 @@ async def test_names_of_data_files_in_images(tmp_path: Path, name: bytes, text: 
             with pytest.raises(QmpError, match=text):
                 await daemon.qmp("blockdev-add", arguments)
             assert not daemon.tables.graph.nodes
+
+
+async def test_nothing_shows_of_a_file_that_does_not_grow_by_zeroes() -> None:
+    """As inside a LUKS volume: what is left of a new cluster is written, not taken for zeroes."""
+    noise = MemoryDriver(await make(1 << 20))
+    noise.grow_by = b"?"
+    async with opened(noise) as node:
+        await write(node, 70000, b"x" * 100)
+        assert await read(node, 65536, 65536) == (bytes(4464) + b"x" * 100).ljust(65536, b"\0")
