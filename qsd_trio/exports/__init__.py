@@ -7,5 +7,6 @@ from qsd_trio.registry import export_types
 export_types.index(
     {
         "nbd": "qsd_trio.exports.nbd",
+        "vhost-user-blk": "qsd_trio.exports.vhost_user_blk",
     }
 )
