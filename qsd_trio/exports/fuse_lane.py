@@ -29,8 +29,12 @@ from qsd_trio.protocol.fuse import MAX_IO, OUT_HEADER, PAGE, RW_HEADER, UNANSWER
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from typing_extensions import TypeVarTuple, Unpack
+
     from qsd_trio.exports.fuse_semantics import ExportedFile
     from qsd_trio.protocol.fuse import Buffer, Request
+
+    Ts = TypeVarTuple("Ts")
 
 #: Requests in tasks of their own. The kernel sends more only where many clients wait for one each.
 MAX_IN_FLIGHT: Final = 64
@@ -47,7 +51,15 @@ TIME_SLICE: Final = 0.0005
 #: Seconds for which the kernel may answer stat(2) by itself.
 ATTR_VALID: Final = 1
 
+#: Views of a buffer that are kept.
+MAX_PIECES: Final = 64
+
 READ, WRITE = Opcode.READ, Opcode.WRITE
+
+# Fields of a request and a reply, as indices of a header cast to 32 or 64 bit words.
+_OPCODE, _UNIQUE = 1, 1
+_OFFSET, _SIZE = 6, 14
+_REPLY_LENGTH, _REPLY_UNIQUE, _REPLY_WRITTEN = 0, 1, 4
 
 # What the descriptor says when nobody can be answered any more: unmounted, or aborted.
 _GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EPERM, errno.ENOTCONN})
@@ -73,22 +85,31 @@ def _shared_spin() -> Spin:
 
 @final
 class _Buffer:
-    """Room for one request: the header of a READ or WRITE ends, and its data begins, at a page.
+    """Room for one message: a header that ends, and data that begins, at a page boundary.
 
     So the kernel's copy and ours are of whole pages. Private memory: a shared map is slower to touch.
     """
 
-    __slots__ = ("data", "iov", "view", "words", "words64")
+    __slots__ = ("data", "iov", "pieces", "view", "words", "words64")
 
-    def __init__(self) -> None:
+    def __init__(self, header: int) -> None:
         area = mmap.mmap(-1, MAX_IO + PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         whole = memoryview(area)
-        self.view = whole[PAGE - RW_HEADER :]
+        self.view = whole[PAGE - header :]
         self.data = whole[PAGE:]
-        header = whole[PAGE - RW_HEADER : PAGE]
-        self.iov = (header, self.data)
-        self.words = header.cast("I")
-        self.words64 = header.cast("Q")
+        front = whole[PAGE - header : PAGE]
+        self.iov = (front, self.data)
+        self.words = front.cast("I")
+        self.words64 = front.cast("Q")
+        #: By length: the data as an iov, and the whole message. Clients have few favourite lengths.
+        self.pieces: dict[int, tuple[tuple[memoryview], memoryview]] = {}
+
+    def cut(self, size: int) -> tuple[tuple[memoryview], memoryview]:
+        """Return, and keep, the views for ``size`` bytes of data."""
+        if len(self.pieces) >= MAX_PIECES:
+            self.pieces.clear()
+        made = self.pieces[size] = ((self.data[:size],), self.view[: len(self.iov[0]) + size])
+        return made
 
 
 @final
@@ -105,12 +126,13 @@ class Lane:
         self._slot_freed = trio.Event()
         self._slice_end = 0.0
         self._limit = 0
-        self._buffer = _Buffer()
+        self._buffer = _Buffer(RW_HEADER)
         self._spare: list[_Buffer] = []
-        reply = memoryview(mmap.mmap(-1, MAX_IO + PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        self._read_reply = reply[PAGE - OUT_HEADER.size :]
-        self._read_data = reply[PAGE:]
-        self._write_reply = memoryview(bytearray(OUT_HEADER.size + 8))
+        #: Of reads that are answered at once: nobody else uses it, and not beyond the reply.
+        self._reply_buffer = _Buffer(OUT_HEADER.size)
+        #: The reply to such writes, of which only the request's number and the length change.
+        written = memoryview(bytearray(b"".join(fuse.reply(0, fuse.write_out(0)))))
+        self._written = written, written.cast("I"), written.cast("Q")
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -185,20 +207,18 @@ class Lane:
     def _serve_ready(self, have: int) -> tuple[int, int]:
         """Serve what needs no await; return why it stopped, and the length of a request it has not served.
 
-        ``have`` is the length of a request that is already in the buffer. The rest of the room may be slow so that this
-        can be quick: plain integers, local names, few calls.
+        ``have`` is the length of a request that is already in the buffer. The rest of the room may be slow so
+        that this can be quick: plain integers, local names, few calls.
         """
         fd, readv, write = self._fd, os.readv, os.write
         buffer = self._buffer
-        iov, words, words64, data = buffer.iov, buffer.words, buffer.words64, buffer.data
-        read_reply, read_data = self._read_reply, self._read_data
-        write_reply = self._write_reply
-        backend = self._backend
+        iov, words, words64, pieces = buffer.iov, buffer.words, buffer.words64, buffer.pieces
+        backend, limit, slice_end = self._backend, self._limit, self._slice_end
         map_read, map_write = backend.map_read, backend.map_write
         writable = self._file.writable
-        pack_header = OUT_HEADER.pack_into
-        out_size = OUT_HEADER.size
-        slice_end = self._slice_end
+        reply = self._reply_buffer
+        reply_words, reply_words64, replies = reply.words, reply.words64, reply.pieces
+        written, written_words, written_words64 = self._written
         served = 0
         while True:
             if not have:
@@ -212,53 +232,51 @@ class Lane:
                     if exc.errno in _GONE:
                         return _END, 0
                     raise
-            opcode = words[1]
             served += 1
-            # The header of READ and WRITE: fuse_read_in and fuse_write_in are alike up to the size.
+            if not served & 15 and perf_counter() > slice_end:
+                return _SLICE, have
+            opcode = words[_OPCODE]
+            # The arguments of READ and WRITE are alike up to the size.
+            offset, size = words64[_OFFSET], words[_SIZE]
+            if not 0 < size <= MAX_IO or offset + size > limit:
+                return _REQUEST, have
             if opcode == READ and have == RW_HEADER:
-                offset, size = words64[6], words[14]
-                if 0 < size <= MAX_IO and offset + size <= self._limit:
-                    extents = map_read(offset, size)
-                    if extents is not None:
-                        file, at, _ = extents[0]
-                        piece = read_data[:size]
-                        if file is not None and len(extents) == 1:
-                            try:
-                                done = (
-                                    file.can_read_now
-                                    and preadv(file.fd, (piece,), at, file.read_flags) == size
-                                )
-                            except OSError:
-                                done = False  # not cached, or the slow path meets it again and reports it
-                        else:
-                            done = read_now(extents, (piece,))
-                        if done:
-                            size += out_size
-                            pack_header(read_reply, 0, size, 0, words64[1])
-                            have = 0
-                            try:
-                                write(fd, read_reply[:size])
-                            except OSError as exc:
-                                _ignore_unwanted(exc)
-                            if not served & 15 and perf_counter() > slice_end:
-                                return _SLICE, 0
-                            continue
-            elif opcode == WRITE and writable:
-                offset, size = words64[6], words[14]
-                if 0 < size == have - RW_HEADER and offset + size <= self._limit:
-                    extents = map_write(offset, size)
-                    if extents is not None and write_now(extents, (data[:size],)):
-                        pack_header(write_reply, 0, len(write_reply), 0, words64[1])
-                        write_reply[out_size:] = fuse.write_out(size)
-                        have = 0
-                        try:
-                            write(fd, write_reply)
-                        except OSError as exc:
-                            _ignore_unwanted(exc)
-                        if not served & 15 and perf_counter() > slice_end:
-                            return _SLICE, 0
-                        continue
-            return _REQUEST, have
+                extents = map_read(offset, size)
+                if extents is None:
+                    return _REQUEST, have
+                piece, whole = replies.get(size) or reply.cut(size)
+                file, at, _ = extents[0]
+                if file is not None and len(extents) == 1:
+                    try:
+                        done = (
+                            file.can_read_now
+                            and preadv(file.fd, piece, at, file.read_flags) == size
+                        )
+                    except OSError:
+                        done = False  # not cached, or the slow path meets it again and reports it
+                else:
+                    done = read_now(extents, piece)
+                if not done:
+                    return _REQUEST, have
+                reply_words[_REPLY_LENGTH] = len(whole)
+                reply_words64[_REPLY_UNIQUE] = words64[_UNIQUE]
+            elif opcode == WRITE and writable and have == RW_HEADER + size:
+                extents = map_write(offset, size)
+                if extents is None:
+                    return _REQUEST, have
+                piece, _ = pieces.get(size) or buffer.cut(size)
+                if not write_now(extents, piece):
+                    return _REQUEST, have
+                written_words64[_REPLY_UNIQUE] = words64[_UNIQUE]
+                written_words[_REPLY_WRITTEN] = size
+                whole = written
+            else:
+                return _REQUEST, have
+            have = 0
+            try:
+                write(fd, whole)
+            except OSError as exc:
+                _ignore_unwanted(exc)
 
     # -- replies -------------------------------------------------------------------------------------
 
@@ -285,7 +303,7 @@ class Lane:
             case Opcode.WRITE:
                 # The task has the buffer from now on.
                 start(nursery, request, self._write, fuse.parse_write(request), self._buffer)
-                self._buffer = self._spare.pop() if self._spare else _Buffer()
+                self._buffer = self._spare.pop() if self._spare else _Buffer(RW_HEADER)
             case Opcode.GETATTR:
                 self._reply(request, self._attributes())
             case Opcode.SETATTR:
@@ -315,8 +333,8 @@ class Lane:
         self,
         nursery: trio.Nursery,
         request: Request,
-        answer: Callable[..., Awaitable[Sequence[Buffer]]],  # type: ignore[explicit-any]  # of ``args``
-        *args: object,
+        answer: Callable[[Unpack[Ts]], Awaitable[Sequence[Buffer]]],
+        *args: *Ts,
     ) -> None:
         self._in_flight += 1
         nursery.start_soon(self._answer, request.unique, answer, args)
@@ -324,9 +342,10 @@ class Lane:
     async def _answer(
         self,
         unique: int,
-        answer: Callable[..., Awaitable[Sequence[Buffer]]],  # type: ignore[explicit-any]  # of ``args``
-        args: tuple[object, ...],
+        answer: Callable[[Unpack[Ts]], Awaitable[Sequence[Buffer]]],
+        args: tuple[*Ts],
     ) -> None:
+        """Carry out a request and send what came of it."""
         try:
             try:
                 payload = await answer(*args)
