@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
 
     #: Takes a message's payload and where queues are served; returns the answer's payload, if it has one.
-    Handler: TypeAlias = Callable[[bytes, trio.Nursery], Awaitable[bytes | None]]
+    Handler: TypeAlias = Callable[["Connection", bytes, trio.Nursery], Awaitable[bytes | None]]
 
 log = logging.getLogger("qsd_trio.exports.vhost_user_blk")
 
@@ -107,36 +107,6 @@ class Connection:
         self._backend_channel: socket.socket | None = None
         self._fds: list[int] = []  # of the message at hand, not taken yet
         self._scope = trio.CancelScope()
-        self._handlers: dict[int, Handler] = {
-            Message.NONE: self._none,
-            Message.GET_FEATURES: self._get_features,
-            Message.SET_FEATURES: self._set_features,
-            Message.SET_OWNER: self._nothing,
-            Message.RESET_OWNER: self._nothing,
-            Message.SET_MEM_TABLE: self._set_mem_table,
-            Message.SET_VRING_NUM: self._set_vring_num,
-            Message.SET_VRING_ADDR: self._set_vring_addr,
-            Message.SET_VRING_BASE: self._set_vring_base,
-            Message.GET_VRING_BASE: self._get_vring_base,
-            Message.SET_VRING_KICK: self._set_vring_kick,
-            Message.SET_VRING_CALL: self._set_vring_call,
-            Message.SET_VRING_ERR: self._set_vring_err,
-            Message.GET_PROTOCOL_FEATURES: self._get_protocol_features,
-            Message.SET_PROTOCOL_FEATURES: self._set_protocol_features,
-            Message.GET_QUEUE_NUM: self._get_queue_num,
-            Message.SET_VRING_ENABLE: self._set_vring_enable,
-            Message.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
-            Message.GET_CONFIG: self._get_config,
-            Message.SET_CONFIG: self._set_config,
-            Message.GET_INFLIGHT_FD: self._get_inflight_fd,
-            Message.SET_INFLIGHT_FD: self._set_inflight_fd,
-            Message.RESET_DEVICE: self._reset_device,
-            Message.GET_MAX_MEM_SLOTS: self._get_max_mem_slots,
-            Message.ADD_MEM_REG: self._add_mem_reg,
-            Message.REM_MEM_REG: self._rem_mem_reg,
-            Message.SET_STATUS: self._set_status,
-            Message.GET_STATUS: self._get_status,
-        }
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -157,6 +127,10 @@ class Connection:
                 vring.close()
             if self._backend_channel is not None:
                 self._backend_channel.close()
+            # The guest's memory goes now, not with the next garbage collection.
+            self._regions = []
+            self._memory = RegionMemory()
+            self._inflight = None
 
     def config_changed(self) -> None:
         """Tell a front-end that wants to know that the configuration space is another now."""
@@ -201,10 +175,10 @@ class Connection:
         wants_reply = flags & vu.NEED_REPLY and request not in vu.ANSWERED
         try:
             vu.check_fds(request, len(self._fds))
-            handler = self._handlers.get(request)
+            handler = _HANDLERS.get(request)
             if handler is None:
                 raise RemoteProtocolError(f"Unhandled request: {request}")
-            answer = await handler(payload, nursery)
+            answer = await handler(self, payload, nursery)
         except RemoteProtocolError:
             # The real daemon says that all is well, and closes.
             if wants_reply:
@@ -568,3 +542,36 @@ class Connection:
             signal_event(vring.call_fd)
         except OSError as exc:
             self._fail(f"Error writing eventfd: {exc.strerror}")
+
+
+#: What each message does.
+_HANDLERS: Final[dict[int, Handler]] = {
+    Message.NONE: Connection._none,
+    Message.GET_FEATURES: Connection._get_features,
+    Message.SET_FEATURES: Connection._set_features,
+    Message.SET_OWNER: Connection._nothing,
+    Message.RESET_OWNER: Connection._nothing,
+    Message.SET_MEM_TABLE: Connection._set_mem_table,
+    Message.SET_VRING_NUM: Connection._set_vring_num,
+    Message.SET_VRING_ADDR: Connection._set_vring_addr,
+    Message.SET_VRING_BASE: Connection._set_vring_base,
+    Message.GET_VRING_BASE: Connection._get_vring_base,
+    Message.SET_VRING_KICK: Connection._set_vring_kick,
+    Message.SET_VRING_CALL: Connection._set_vring_call,
+    Message.SET_VRING_ERR: Connection._set_vring_err,
+    Message.GET_PROTOCOL_FEATURES: Connection._get_protocol_features,
+    Message.SET_PROTOCOL_FEATURES: Connection._set_protocol_features,
+    Message.GET_QUEUE_NUM: Connection._get_queue_num,
+    Message.SET_VRING_ENABLE: Connection._set_vring_enable,
+    Message.SET_BACKEND_REQ_FD: Connection._set_backend_req_fd,
+    Message.GET_CONFIG: Connection._get_config,
+    Message.SET_CONFIG: Connection._set_config,
+    Message.GET_INFLIGHT_FD: Connection._get_inflight_fd,
+    Message.SET_INFLIGHT_FD: Connection._set_inflight_fd,
+    Message.RESET_DEVICE: Connection._reset_device,
+    Message.GET_MAX_MEM_SLOTS: Connection._get_max_mem_slots,
+    Message.ADD_MEM_REG: Connection._add_mem_reg,
+    Message.REM_MEM_REG: Connection._rem_mem_reg,
+    Message.SET_STATUS: Connection._set_status,
+    Message.GET_STATUS: Connection._get_status,
+}

@@ -410,6 +410,9 @@ class FrontEnd:
             self.inflight = None
         for queue in self.queues:
             queue.close()
+        # The mapping goes with its last view.
+        self.queues = []
+        self.memory = memoryview(b"")
         os.close(self.memory_fd)
 
 
