@@ -234,6 +234,13 @@ class Connection:
             raise RemoteProtocolError(f"Invalid {what}: {index}")
         return self._vrings[index]
 
+    def _vring_of_fd(self, request: int, payload: bytes) -> Vring:
+        index, count = vu.parse_vring_fd(payload)
+        vring = self._vring(index)
+        if len(self._fds) != count:
+            raise RemoteProtocolError(f"Invalid fds in request: {request}")
+        return vring
+
     # -- features and configuration --------------------------------------------------------------------
 
     async def _none(self, _payload: bytes, _nursery: trio.Nursery) -> None:
@@ -406,7 +413,7 @@ class Connection:
                     raise RemoteProtocolError("Invalid vring_addr message")
 
     async def _set_vring_kick(self, payload: bytes, nursery: trio.Nursery) -> None:
-        vring = self._vring(vu.parse_vring_fd(Message.SET_VRING_KICK, payload, len(self._fds)))
+        vring = self._vring_of_fd(Message.SET_VRING_KICK, payload)
         if not self._fds:  # a front-end that never kicks: we do not poll
             raise RemoteProtocolError(f"Invalid fds in request: {Message.SET_VRING_KICK}")
         await self._rest(vring)
@@ -416,7 +423,7 @@ class Connection:
         self._go_on(vring, nursery)
 
     async def _set_vring_call(self, payload: bytes, _nursery: trio.Nursery) -> None:
-        vring = self._vring(vu.parse_vring_fd(Message.SET_VRING_CALL, payload, len(self._fds)))
+        vring = self._vring_of_fd(Message.SET_VRING_CALL, payload)
         if not self._fds:  # a front-end that polls
             vring.set_fd("call_fd", None)
             return
@@ -425,7 +432,7 @@ class Connection:
         self._call(vring)  # it may have missed something
 
     async def _set_vring_err(self, payload: bytes, _nursery: trio.Nursery) -> None:
-        vring = self._vring(vu.parse_vring_fd(Message.SET_VRING_ERR, payload, len(self._fds)))
+        vring = self._vring_of_fd(Message.SET_VRING_ERR, payload)
         vring.set_fd("err_fd", self._take_fd() if self._fds else None)
 
     async def _set_vring_enable(self, payload: bytes, nursery: trio.Nursery) -> None:

@@ -200,12 +200,10 @@ def parse_addresses(payload: bytes) -> tuple[int, RingAddresses]:
     return index, RingAddresses(desc=desc, avail=avail, used=used)
 
 
-def parse_vring_fd(request: int, payload: bytes, count: int) -> int:
-    """Parse SET_VRING_KICK and the like, with ``count`` descriptors: return the index."""
+def parse_vring_fd(payload: bytes) -> tuple[int, int]:
+    """Parse SET_VRING_KICK and the like: (index, how many descriptors should have come with it)."""
     value = parse_u64(payload)
-    if count != (0 if value & NO_FD else 1):
-        raise RemoteProtocolError(f"Invalid fds in request: {request}")
-    return value & QUEUE_INDEX
+    return value & QUEUE_INDEX, 0 if value & NO_FD else 1
 
 
 @final
