@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.interop import fuse_probe
-from tests.oracle import Daemon, Pair
+from tests.oracle import Daemon, Pair, compare, qmp
 from tests.peers import requires
 
 pytestmark = [
@@ -84,3 +84,93 @@ def test_every_system_call(driver: str, export: dict[str, str]) -> None:
     with Pair(argv(driver, **export), setup=prepare(driver)) as pair:
         theirs, mine = (probe(daemon, STEPS) for daemon in (pair.real, pair.ours))
         assert differences(theirs, mine) == []
+
+
+def add(id_: str = "e", mountpoint: str = "m", **options: Any) -> dict[str, Any]:
+    return qmp(
+        "block-export-add", type="fuse", id=id_, node_name="file", mountpoint=mountpoint, **options
+    )
+
+
+def delete(id_: str = "e", **options: Any) -> dict[str, Any]:
+    return qmp("block-export-del", id=id_, **options)
+
+
+FILE = ["--blockdev", "file,node-name=file,filename=disk"]
+
+
+def test_commands_and_texts() -> None:
+    def setup(directory: Path) -> None:
+        prepare("raw")(directory)
+        (directory / "dir").mkdir()
+        (directory / "link").symlink_to("m")
+        os.mkfifo(directory / "fifo")
+
+    steps: list[Any] = [
+        qmp("block-export-add", type="fuse", id="e", node_name="file"),
+        add(mountpoint=""),
+        add(mountpoint="missing"),
+        add(mountpoint="missing/m"),
+        add(mountpoint="m/below"),
+        add(mountpoint="dir"),
+        add(mountpoint="fifo"),
+        add(mountpoint=5),
+        add(growable=1),
+        add(allow_other="perhaps"),
+        add(id_="1"),
+        add(iothread="nobody"),
+        add(iothread="nobody", fixed_iothread=True),
+        qmp("block-export-add", type="fuse", id="e", node_name="nobody", mountpoint="missing"),
+        qmp("query-block-exports"),
+        add(writable=True),
+        add(mountpoint="other"),
+        add(id_="f"),
+        add(id_="f", mountpoint="m2"),
+        qmp("query-block-exports"),
+        qmp("blockdev-del", node_name="file"),
+        delete(),
+        qmp("query-block-exports"),
+        add(mountpoint="link", writable=True, growable=True, allow_other="off"),
+        delete(mode="safe"),
+        delete("e"),
+        add(allow_other="on"),
+        delete(mode="hard"),
+        qmp("blockdev-del", node_name="file"),
+        qmp("blockdev-add", driver="file", node_name="file", filename="disk", read_only=True),
+        add(writable=True),
+        add(growable=True),
+        add(),
+        delete(),
+    ]
+    compare(FILE, steps, setup=setup)
+
+
+def test_permission_to_resize() -> None:
+    """Taken before the mountpoint is looked at; an NBD export does not share it."""
+    nbd = [
+        "--nbd-server",
+        "addr.type=unix,addr.path=nbd.sock",
+        "--export",
+        "nbd,id=n,node-name=file",
+    ]
+    steps = [
+        add(mountpoint="missing", writable=True),
+        add(mountpoint="missing", growable=True),
+        add(),
+        delete(),
+    ]
+    compare([*FILE, *nbd], steps, setup=prepare("raw"))
+
+
+@pytest.mark.parametrize(
+    "export",
+    [
+        "fuse,id=e,node-name=file",
+        "fuse,id=e,node-name=file,mountpoint=missing",
+        "fuse,id=e,node-name=file,mountpoint=.",
+        "fuse,id=e,node-name=file,mountpoint=m,allow-other=maybe",
+        "fuse,id=e,node-name=file,mountpoint=m,growable=maybe",
+    ],
+)
+def test_command_line(export: str) -> None:
+    compare([*FILE, "--export", export], setup=prepare("raw"), monitor=False)
