@@ -296,8 +296,11 @@ class Connection:
     async def _reset_device(self, _payload: bytes, _nursery: trio.Nursery) -> None:
         for vring in self._vrings:
             await self._stop(vring)
-            vring.close()
-            self._vrings[vring.index] = Vring(vring.index)
+            vring.set_fd("kick_fd", None)
+            vring.num = vring.base = 0
+            vring.addresses = None
+            vring.enabled = True
+            # Not call_fd: front-ends give that once, when they connect.
         self._features = 0
         self._status = 0
 

@@ -109,15 +109,17 @@ class Config:
 
 @final
 class BlkRequest(NamedTuple):
-    """A request taken apart. ``used`` is the length that goes into the used ring."""
+    """A request taken apart.
+
+    The used ring gets the length of all that may be written, ``into`` and ``status``, whatever comes of it.
+    """
 
     head: int
     kind: int
     sector: int
-    out: Sequence[memoryview]
-    into: Sequence[memoryview]
+    out: list[memoryview]
+    into: list[memoryview]
     status: memoryview  # one byte
-    used: int
 
 
 def parse(element: Element) -> BlkRequest | str:
@@ -142,8 +144,7 @@ def parse(element: Element) -> BlkRequest | str:
     if len(status) > 1:
         into.append(status[:-1])
         status = status[-1:]
-    used = 1 + (len(into[0]) if len(into) == 1 else sum(map(len, into)))
-    return BlkRequest(element.head, kind, sector, out, into, status, used)
+    return BlkRequest(element.head, kind, sector, out, into, status)
 
 
 def take(pieces: Sequence[memoryview], length: int) -> tuple[list[memoryview], bytes]:
