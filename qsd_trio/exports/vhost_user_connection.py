@@ -178,7 +178,11 @@ class Connection:
             handler = _HANDLERS.get(request)
             if handler is None:
                 raise RemoteProtocolError(f"Unhandled request: {request}")
-            answer = await handler(self, payload, nursery)
+            try:
+                answer = await handler(self, payload, nursery)
+            except OSError as exc:  # a descriptor that cannot do what its message needs
+                text = f"Request {request} failed: {exc.strerror}"
+                raise RemoteProtocolError(text) from None
         except RemoteProtocolError:
             # The real daemon says that all is well, and closes.
             if wants_reply:

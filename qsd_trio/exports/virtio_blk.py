@@ -254,9 +254,11 @@ class _QueueServer:
             await trio.lowlevel.wait_readable(kick_fd)
             slice_end = perf_counter() + TIME_SLICE
             try:
-                os.read(kick_fd, 8)
+                kicked = os.read(kick_fd, 8)
             except BlockingIOError:
-                pass
+                continue
+            if not kicked:  # a pipe or socket that nobody will ever kick again
+                raise VirtqueueError("Error reading eventfd: end of file")
 
     def _look_again(self) -> bool:
         """Wait a moment for a driver that may be back at once; return whether it is."""

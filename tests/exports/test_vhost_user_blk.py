@@ -552,6 +552,46 @@ async def test_a_message_that_is_too_long(caplog: pytest.LogCaptureFixture) -> N
     ]
 
 
+async def test_a_kick_descriptor_that_can_do_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    fd = os.open("/", os.O_PATH)
+    async with connection(FakeBackend(SIZE)) as vm:
+        assert await vm.tell(Message.SET_VRING_KICK, vu.U64.pack(0), [fd]) != 0
+        with pytest.raises(EOFError):
+            await vm.receive()
+    os.close(fd)
+    assert caplog.messages == ["vu_panic: Request 12 failed: Bad file descriptor"]
+
+
+async def test_a_kick_descriptor_that_hangs_up(caplog: pytest.LogCaptureFixture) -> None:
+    read_end, write_end = os.pipe()
+    async with connection(FakeBackend(SIZE)) as vm:
+        await set_up(vm)
+        assert await vm.tell(Message.SET_VRING_KICK, vu.U64.pack(0), [read_end]) == 0
+        os.close(write_end)
+        with pytest.raises(EOFError):
+            await vm.receive()
+    os.close(read_end)
+    assert caplog.messages == ["vu_panic: Error reading eventfd: end of file"]
+
+
+async def test_a_device_is_reset(sock_dir: Path) -> None:
+    async with exported(sock_dir), open_front_end(sock_dir / "s") as vm:
+        await vm.write(0, b"a" * 512)
+        for message, payload in (
+            (Message.RESET_DEVICE, b""),
+            (Message.SET_STATUS, vu.U64.pack(0)),
+        ):
+            assert await vm.tell(Message.SET_STATUS, vu.U64.pack(15)) == 0
+            assert await vm.get_u64(Message.GET_STATUS) == 15
+            assert await vm.tell(message, payload) == 0
+            assert await vm.get_u64(Message.GET_STATUS) == 0
+            assert await vm.stop(vm.queues[0]) == 0, "forgotten"
+            vm.queues[0].ring.reset()
+            await vm.send(Message.SET_FEATURES, vu.U64.pack(vm.features))
+            await vm.start(vm.queues[0])
+            assert await vm.read(0, 512) == b"a" * 512
+
+
 async def test_messages_in_pieces() -> None:
     async with connection(FakeBackend(SIZE)) as vm:
         for byte in vu.message(Message.GET_QUEUE_NUM):
