@@ -266,6 +266,42 @@ async def test_deletion_finishes_requests_and_removes_the_socket(
     assert all(content[number * 512] == number for number in range(6))
 
 
+async def test_several_exports_of_a_node(sock_dir: Path) -> None:
+    async with exported(sock_dir) as daemon:
+        address = {"type": "unix", "path": str(sock_dir / "t")}
+        options = {"type": "vhost-user-blk", "id": "f", "node-name": "n", "writable": True}
+        await daemon.qmp("block-export-add", {**options, "addr": address})
+        async with (
+            open_front_end(sock_dir / "s") as one,
+            open_front_end(sock_dir / "t", event_idx=False) as other,
+        ):
+            for step in range(10):
+                writer, reader = (one, other) if step % 2 else (other, one)
+                await writer.write(0, bytes([step]) * 4096)
+                assert await reader.read(0, 4096) == bytes([step]) * 4096
+            await daemon.qmp("block-export-del", {"id": "f"})
+            with pytest.raises(EOFError):
+                await other.receive()
+            await one.read(0, 512)
+
+
+async def test_a_crash_of_one_connection_is_not_the_exports(
+    sock_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with exported(sock_dir):
+        with monkeypatch.context() as broken:
+            broken.setattr("qsd_trio.exports.virtio_blk.parse", lambda _: 1 // 0)
+            async with open_front_end(sock_dir / "s") as vm:
+                vm.queues[0].ring.add([(GUEST_BASE, 8, False), (GUEST_BASE + 8, 1, True)])
+                vm.queues[0].ring.publish()
+                vm.queues[0].kick()
+                with pytest.raises(EOFError):
+                    await vm.receive()
+        async with open_front_end(sock_dir / "s") as vm:
+            await vm.read(0, 512)
+    assert caplog.messages == ["vhost-user front-end crashed"]
+
+
 async def test_get_vring_base_waits_for_the_requests(sock_dir: Path) -> None:
     """The real daemon answers at once; the requests then find no call descriptor."""
     backend = FakeBackend(SIZE)

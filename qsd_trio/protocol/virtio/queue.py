@@ -142,7 +142,8 @@ class Virtqueue:
             table, left = self._indirect(address, length)
             address, length, flags, index = _unpack(table, 0)
         size = left
-        left = min(left, MAX_PIECES + 1)
+        if left > MAX_PIECES:
+            left = MAX_PIECES + 1
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         while True:
@@ -182,6 +183,10 @@ class Virtqueue:
         if not length:
             raise VirtqueueError("Invalid indirect buffer table")
         size = length // 16
+        start, end, view = self._memory.window
+        if start <= address and address + length <= end:
+            address -= start
+            return view[address : address + length], min(size, MAX_TABLE)
         # A table in two regions is copied: of one that claims 4 GiB only what a request may use.
         try:
             pieces = self._memory.view(address, min(length, 16 * MAX_TABLE), write=False)
