@@ -59,6 +59,9 @@ log = logging.getLogger("qsd_trio.exports.virtio_blk")
 #: Requests after which a batch is shown to the driver: it goes on while we serve the next.
 BATCH: Final = 16
 
+#: Bytes after which it is, too: large requests take long enough for the driver to make use of one's answer.
+BATCH_BYTES: Final = 128 * 1024
+
 #: Bytes of a request that is done on the event loop.
 MAX_INLINE: Final = 1 << 20
 
@@ -296,9 +299,9 @@ class _QueueServer:
         length, unaligned = device.length, device.block_size - 1
         may_write = device.writable and device.wce
         unpack_header = HEADER.unpack_from
-        count = 0
+        count = moved = 0
         try:
-            while count < BATCH:
+            while count < BATCH and moved < BATCH_BYTES:
                 element = pop()
                 if element is None:
                     break
@@ -356,6 +359,7 @@ class _QueueServer:
                         extents = map_write(offset, size)
                         done = extents is not None and write_now(extents, out)
                 if done:
+                    moved += size
                     status[0] = OK
                     push(head, size + 1 if kind == IN else 1 + iov_size(into))
                     if inflight is not None:
