@@ -215,10 +215,13 @@ def detach(path: str) -> None:
         unmount(path)  # its mode may forbid to open it
         return
     try:
-        unmount(path)
+        detached = _unmount_by_syscall(path)
         os.fsync(fd)
     finally:
         os.close(fd)
+    if not detached:
+        # Not with the file open: the child would close its copy, and ask the server, who waits for the child.
+        _unmount_by_helper(path)
 
 
 def release(path: str) -> None:
@@ -241,12 +244,24 @@ def _is_ours(path: str) -> bool:
 
 def unmount(path: str) -> None:
     """Detach what is mounted on ``path``. OSError if that is not possible."""
+    if not _unmount_by_syscall(path):
+        _unmount_by_helper(path)
+
+
+def _unmount_by_syscall(path: str) -> bool:
+    """Return whether it was allowed."""
     if not _libc().umount2(os.fsencode(path), _MNT_DETACH):
-        return
+        return True
     number = ctypes.get_errno()
+    if number == errno.EPERM:
+        return False
+    raise OSError(number, os.strerror(number), path)
+
+
+def _unmount_by_helper(path: str) -> None:
     program = shutil.which(HELPER)
-    if number != errno.EPERM or program is None:
-        raise OSError(number, os.strerror(number), path)
+    if program is None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), path)
     done = subprocess.run(
         [program, "-u", "-q", "-z", "--", path],
         stdin=subprocess.DEVNULL,
@@ -255,4 +270,4 @@ def unmount(path: str) -> None:
         check=False,
     )
     if done.returncode:
-        raise OSError(number, os.fsdecode(done.stderr).strip() or os.strerror(number), path)
+        raise OSError(errno.EPERM, os.fsdecode(done.stderr).strip() or HELPER, path)

@@ -209,20 +209,20 @@ def test_concurrent_requests_keep_their_data(directory: Path, node: str) -> None
     source.write_bytes(random.Random(2).randbytes(SIZE))
     argv = raw(cache_direct="on") if node == "direct" else raw()
     if node == "qcow2":
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", directory / "disk", str(SIZE)]
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", str(directory / "disk"), str(SIZE)]
         subprocess.run(create, check=True, timeout=20)
         argv = ["--blockdev", "file,node-name=file,filename=disk"]
         argv += ["--blockdev", "qcow2,node-name=n,file=file"]
     with Daemon(OURS, [*argv, *fuse(writable="on")], directory):
         copy = ["qemu-img", "convert", "-n", "-t", "none", "-f", "raw", "-O", "raw"]
-        subprocess.run([*copy, source, directory / "m"], check=True, timeout=60)
+        subprocess.run([*copy, str(source), str(directory / "m")], check=True, timeout=60)
         assert (directory / "m").read_bytes() == source.read_bytes()
 
 
 @requires("qemu-img")
 def test_a_punched_hole_is_zero(directory: Path) -> None:
     """Also parts of clusters, where the real daemon leaves the data."""
-    create = ["qemu-img", "create", "-q", "-f", "qcow2", directory / "disk", str(SIZE)]
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(directory / "disk"), str(SIZE)]
     subprocess.run(create, check=True, timeout=20)
     argv = ["--blockdev", "file,node-name=file,filename=disk"]
     argv += ["--blockdev", "qcow2,node-name=n,file=file"]
@@ -230,7 +230,7 @@ def test_a_punched_hole_is_zero(directory: Path) -> None:
         mounted = directory / "m"
         with open(mounted, "r+b", buffering=0) as file:
             file.write(b"a" * MIB)
-        punch = ["fallocate", "-p", "-o", "1000", "-l", "200000", mounted]
+        punch = ["fallocate", "-p", "-o", "1000", "-l", "200000", str(mounted)]
         subprocess.run(punch, check=True, timeout=20)
         expected = b"a" * 1000 + bytes(200000) + b"a" * (MIB - 201000)
         assert mounted.read_bytes()[:MIB] == expected

@@ -12,6 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 KEEP, PUNCH, COLLAPSE, ZERO, INSERT = 1, 2, 8, 16, 32
 K = 1024
@@ -34,6 +35,10 @@ def say(name: str, call: Callable[[], object]) -> None:
     print(f"{name}: {result}", flush=True)
 
 
+def open_and_close(path: str, flags: int) -> None:
+    os.close(os.open(path, flags))
+
+
 def shown(data: bytes) -> str:
     return f"{len(data)} {hashlib.md5(data).hexdigest()[:8]} {data[:2].hex()}"
 
@@ -50,10 +55,10 @@ def status(path: str, what: str = "all") -> str:
 def attributes(path: str) -> None:
     say("stat", lambda: status(path))
     for mode in (0o600, 0o400, 0o444, 0o640, 0o666, 0o4755, 0o200, 0, 0o600):
-        say(f"chmod {mode:o}", lambda mode=mode: os.chmod(path, mode))
+        say(f"chmod {mode:o}", partial(os.chmod, path, mode))
         say("stat", lambda: status(path))
     for owner in ((0, 0), (1, -1), (-1, 1), (65534, 65534), (0, 0)):
-        say(f"chown {owner}", lambda owner=owner: os.chown(path, *owner))
+        say(f"chown {owner}", partial(os.chown, path, *owner))
         say("stat", lambda: status(path))
     say("utime", lambda: os.utime(path))
     say("utime 1", lambda: os.utime(path, (1, 1)))
@@ -73,7 +78,7 @@ def attributes(path: str) -> None:
 def content(path: str) -> None:
     for flags in ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_APPEND|O_RDWR", "O_DIRECT", "O_DIRECTORY"):
         value = sum(getattr(os, flag) for flag in flags.split("|"))
-        say(f"open {flags}", lambda value=value: os.close(os.open(path, value)))
+        say(f"open {flags}", partial(open_and_close, path, value))
     fd = os.open(path, os.O_RDWR)
     size = os.fstat(fd).st_size
     say("read", lambda: shown(os.pread(fd, 4096, 0)))
@@ -106,8 +111,8 @@ def mapped(path: str) -> None:
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 65536) as area:
         area[100:104] = b"mmap"
         area.flush()
-    with open(path, "rb") as file:
-        say("mapped", lambda: shown(file.read(4096)))
+    with open(path, "rb") as again:
+        say("mapped", lambda: shown(again.read(4096)))
 
 
 def direct(path: str) -> None:
@@ -125,8 +130,8 @@ def seeking(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     size = os.fstat(fd).st_size
     for offset in (0, 4096, 5000, 65536, 1 << 20, size // 2, size - 1, size, size + 1, 1 << 62):
-        say(f"data {offset}", lambda offset=offset: os.lseek(fd, offset, os.SEEK_DATA))
-        say(f"hole {offset}", lambda offset=offset: os.lseek(fd, offset, os.SEEK_HOLE))
+        say(f"data {offset}", partial(os.lseek, fd, offset, os.SEEK_DATA))
+        say(f"hole {offset}", partial(os.lseek, fd, offset, os.SEEK_HOLE))
     say("end", lambda: os.lseek(fd, 0, os.SEEK_END))
     os.close(fd)
 
@@ -146,7 +151,7 @@ def space(path: str) -> None:
         ):
             say(
                 f"fallocate {mode} {offset} {length}",
-                lambda mode=mode, offset=offset, length=length: fallocate(fd, mode, offset, length),
+                partial(fallocate, fd, mode, offset, length),
             )
             say("size", lambda: os.fstat(fd).st_size)
             say("data", lambda: shown(os.pread(fd, 9 * unit, 0)))
@@ -155,7 +160,7 @@ def space(path: str) -> None:
     for offset, length in ((0, 512), (size - 512, 1024), (size, unit), (size + 3 * unit, unit)):
         say(
             f"fallocate 0 {offset} {length}",
-            lambda offset=offset, length=length: fallocate(fd, 0, offset, length),
+            partial(fallocate, fd, 0, offset, length),
         )
         say("size", lambda: os.fstat(fd).st_size)
     say("fallocate huge", lambda: fallocate(fd, 0, 1 << 62, 1 << 20))
@@ -165,7 +170,7 @@ def space(path: str) -> None:
 def lengths(path: str) -> None:
     size = os.stat(path).st_size
     for new in (size + 65536, size - 65536, size - 65536 + 100, 1 << 62, 65536, size):
-        say(f"truncate {new}", lambda new=new: os.truncate(path, new))
+        say(f"truncate {new}", partial(os.truncate, path, new))
         say("size", lambda: os.stat(path).st_size)
     with open(path, "rb") as file:
         say("data", lambda: shown(file.read()))
@@ -181,4 +186,4 @@ def closing(path: str) -> None:
 if __name__ == "__main__":
     for step in sys.argv[2:]:
         print(f"-- {step}")
-        say(step, lambda step=step: globals()[step](sys.argv[1]))  # type: ignore[misc]
+        say(step, partial(globals()[step], sys.argv[1]))

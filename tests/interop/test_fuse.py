@@ -86,7 +86,7 @@ def test_every_system_call(driver: str, export: dict[str, str]) -> None:
         assert differences(theirs, mine) == []
 
 
-def add(id_: str = "e", mountpoint: str = "m", **options: Any) -> dict[str, Any]:
+def add(id_: str = "e", mountpoint: Any = "m", **options: Any) -> dict[str, Any]:
     return qmp(
         "block-export-add", type="fuse", id=id_, node_name="file", mountpoint=mountpoint, **options
     )
