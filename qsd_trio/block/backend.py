@@ -211,6 +211,10 @@ class BlockBackend:
         """Change what other users may do; QmpError if one does it already."""
         await self._graph.set_backend_shared(self, shared)
 
+    async def add_permissions(self, perm: Perm) -> None:
+        """Take more permissions; QmpError if another user does not share them."""
+        await self._graph.add_backend_permissions(self, perm)
+
     def detached(self) -> None:
         """Note that the graph has taken the backend off its node."""
         self._closed = True

@@ -327,6 +327,17 @@ class BlockGraph:
         _trace_attach("root", name, node.node_name)
         return backend
 
+    async def add_backend_permissions(self, backend: BlockBackend, perm: Perm) -> None:
+        """Take more permissions for a backend, or raise QmpError and change nothing."""
+        async with self._lock:
+            edge = backend.edge
+            before, edge.perm = edge.perm, edge.perm | perm
+            try:
+                await self.refresh_permissions([edge.node])
+            except BaseException:
+                edge.perm = before
+                raise
+
     async def set_backend_shared(self, backend: BlockBackend, shared: Perm) -> None:
         """Change what a backend shares, or raise QmpError and change nothing."""
         async with self._lock:

@@ -6,6 +6,8 @@ from qsd_trio.registry import export_types
 
 export_types.index(
     {
+        "fuse": "qsd_trio.exports.fuse",
         "nbd": "qsd_trio.exports.nbd",
+        "vhost-user-blk": "qsd_trio.exports.vhost_user_blk",
     }
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from qsd_trio.block.abc import StatusFlag
+from qsd_trio.exports.extents import MAX_EXTENTS, read_now
 from qsd_trio.exports.nbd_requests import segments
 from qsd_trio.exports.nbd_wire import ClientGone
 from qsd_trio.protocol.nbd.constants import CmdFlag, Mode
@@ -16,32 +17,9 @@ if TYPE_CHECKING:
     from qsd_trio.protocol.nbd.transmission import Replies, Request
 
 PIECE: Final = 256 * 1024  # bytes copied at a time where sendfile does not serve
-MAX_EXTENTS: Final = 64  # of a request on the fast path
 LOOK_AHEAD: Final = 1 << 30  # bytes that a sparse read asks about beyond its own
 
 _ZEROES = memoryview(bytes(PIECE))
-
-
-def read_extents_now(extents: Extents, data: memoryview) -> bool:
-    """Fill ``data`` from the extents without waiting; False: it could not be done."""
-    if len(extents) > MAX_EXTENTS:
-        return False
-    at = 0
-    for file, offset, length in extents:
-        piece = data[at : at + length]
-        if file is None:
-            piece[:] = _ZEROES[:length]
-        else:
-            try:
-                done = file.read_now((piece,), offset)
-            except OSError:
-                return False  # the slow path meets it again, and reports it
-            if done < 0:
-                return False
-            if done < length:
-                piece[done:] = _ZEROES[: length - done]
-        at += length
-    return True
 
 
 @final
@@ -135,7 +113,7 @@ class LargeReads:
     async def _copy(self, offset: int, length: int) -> int:
         piece = self._scratch[:length]
         extents = self._backend.map_read(offset, length)
-        if extents is None or not read_extents_now(extents, piece):
+        if extents is None or not read_now(extents, (piece,)):
             try:
                 await self._backend.preadv(offset, [piece])
             except OSError as exc:

@@ -21,7 +21,8 @@ import trio
 
 from qsd_trio.block.abc import ReqFlag
 from qsd_trio.errors import RemoteProtocolError
-from qsd_trio.exports.nbd_reads import MAX_EXTENTS, PIECE, LargeReads, read_extents_now
+from qsd_trio.exports.extents import read_now, write_now
+from qsd_trio.exports.nbd_reads import PIECE, LargeReads
 from qsd_trio.exports.nbd_requests import (
     Refusal,
     Rules,
@@ -328,7 +329,7 @@ class Transmission:
                                 fd = file.fd if file.can_read_now else -1
                                 preadv_flags = file.read_flags
                             if fd < 0:
-                                done = read_extents_now(extents, arena_view[data:stop])
+                                done = read_now(extents, (arena_view[data:stop],))
                             else:
                                 try:
                                     done = (
@@ -338,7 +339,7 @@ class Transmission:
                                 except OSError:
                                     done = False  # the slow path meets it again and reports it
                         else:
-                            done = read_extents_now(extents, arena_view[data:stop])
+                            done = read_now(extents, (arena_view[data:stop],))
                         if done:
                             if traced:
                                 trace_request(magic, flags, kind, cookie, offset, length)
@@ -599,12 +600,4 @@ def _write_extents_now(extents: Extents, data: memoryview) -> bool:
     if len(extents) == 1:
         file, offset, _ = extents[0]
         return file is not None and file.write_now((data,), offset)
-    if len(extents) > MAX_EXTENTS:
-        return False
-    at = 0
-    for file, offset, length in extents:
-        assert file is not None
-        if not file.write_now((data[at : at + length],), offset):
-            return False
-        at += length
-    return True
+    return write_now(extents, (data,))
