@@ -11,7 +11,6 @@ from qsd_trio.exports.nbd_wire import ClientGone
 from qsd_trio.protocol.nbd.constants import CmdFlag, Mode
 
 if TYPE_CHECKING:
-    from qsd_trio.block.abc import Extents
     from qsd_trio.block.backend import BlockBackend
     from qsd_trio.exports.nbd_wire import Wire
     from qsd_trio.protocol.nbd.transmission import Replies, Request
