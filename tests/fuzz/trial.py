@@ -16,6 +16,7 @@ from qsd_trio.block.drivers.qcow2 import Qcow2
 from qsd_trio.block.io import Node
 from qsd_trio.block.snapshots import Snapshot
 from qsd_trio.errors import QmpError, os_error
+from qsd_trio.exports.extents import read_now, write_now
 from qsd_trio.objects.secret import SecretCommon
 from qsd_trio.qapi import BlockdevOptionsLUKS, BlockdevOptionsQcow2
 from qsd_trio.qapi.converter import from_qmp
@@ -83,14 +84,27 @@ class FuzzedDisk(ProtocolDriver):
     def map_write(self, offset: int, length: int) -> object:
         return ((self, offset, length),)
 
-    def read_now(self, offset: int, length: int) -> bytes:
-        """Read as who was given an extent would: what lies past the end is zero."""
-        return bytes(self.data[offset : offset + length]).ljust(length, b"\0")
+    def has_zero_init(self) -> bool:
+        return True
+
+    def read_now(self, iov: Sequence[memoryview], offset: int) -> int:
+        """Read as who was given an extent does."""
+        done = 0
+        for piece in iov:
+            part = self.data[offset + done :][: len(piece)]
+            piece[: len(part)] = part
+            done += len(part)
+        return done
+
+    def write_now(self, iov: Sequence[memoryview], offset: int) -> bool:
+        """Write as who was given an extent does."""
+        self._store(offset, b"".join(iov))
+        return True
 
     async def preadv(self, offset: int, iov: Sequence[memoryview]) -> None:
         for piece in iov:
             self.bytes_read += len(piece)
-            piece[:] = self.read_now(offset, len(piece))
+            piece[:] = bytes(self.data[offset : offset + len(piece)]).ljust(len(piece), b"\0")
             offset += len(piece)
 
     async def pwritev(self, offset: int, iov: Sequence[memoryview], flags: ReqFlag) -> None:
@@ -210,10 +224,8 @@ async def _read(mutant: Mutant, image: Opened, offset: int, length: int) -> None
             )
     extents = node.map_read(offset, length)
     if extents is not None:
-        found = b"".join(
-            bytes(size) if file is None else file.read_now(host, size)
-            for file, host, size in extents
-        )
+        found = bytearray(length)
+        assert read_now(extents, [memoryview(found)])
         assert found == data, f"the fast path reads something else at {offset:#x}"
     try:
         status = await node.block_status(offset, length, want_zero=True)
@@ -242,10 +254,9 @@ async def write_some(mutant: Mutant) -> bool:
                 case "write":
                     await node.pwritev(offset, [memoryview(rng.randbytes(count))], ReqFlag.NONE)
                 case "fast":
-                    for file, host, size in node.map_write(offset, count) or ():
-                        assert file is not None
-                        assert host >= 0
-                        assert size > 0
+                    extents = node.map_write(offset, count)
+                    if extents is not None:
+                        write_now(extents, [memoryview(rng.randbytes(count))])
                 case "zero":
                     await node.pwrite_zeroes(offset, count, ReqFlag.MAY_UNMAP)
                 case "discard":

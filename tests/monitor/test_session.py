@@ -47,7 +47,7 @@ async def test_unknown_and_unbuilt_commands(talking: Talking) -> None:
             "id": None,
             "error": {"class": "CommandNotFound", "desc": "The command nope has not been found"},
         }
-        reply = await talk.ask('{"execute": "blockdev-snapshot-delete-internal-sync"}')
+        reply = await talk.ask('{"execute": "drive-mirror"}')
         assert reply["error"]["class"] == "GenericError"
         assert "not supported by this version of qsd-trio yet" in reply["error"]["desc"]
 
