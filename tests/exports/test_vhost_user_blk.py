@@ -664,7 +664,7 @@ async def test_nothing_is_left_of_a_connection(sock_dir: Path) -> None:
         assert fd_count() == before
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     messages=st.lists(
         st.tuples(

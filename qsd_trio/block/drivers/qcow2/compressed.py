@@ -30,7 +30,7 @@ _SECTOR: Final = 512
 #: Bytes of unpacked clusters kept per image, since clients read clusters piece by piece.
 CACHE_BYTES: Final = 4 << 20
 #: Clusters up to this size are unpacked on the loop: a hop to a worker thread would take longer.
-INLINE: Final = 16 << 10
+INLINE: Final = 64 << 10
 #: Clusters of one request that are unpacked (or packed) at a time.
 PARALLEL: Final = 4
 #: What QEMU writes with, so that it can read: it refuses longer distances.
