@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, ClassVar, final
 
 import attrs
+import trio
 
 from qsd_trio.block.abc import (
     SECTOR,
@@ -84,6 +85,10 @@ class Qcow2(FormatDriver):
     bitmap_store: bitmaps.BitmapStore | None = None
     #: Ends the cleaning of the caches.
     _stop_cleaning: Callable[[], None] | None = attrs.field(init=False, default=None)
+    #: Whether it is known where the image has its metadata. That is found out before the first change: an
+    #: image that is only read, or only opened, need not pay for it.
+    _located: bool = attrs.field(init=False, default=False)
+    _locating: trio.Lock = attrs.field(init=False, factory=trio.Lock)
     #: Whether a corruption that was not fatal has been reported.
     reported: bool = False
     #: Whether much of what is allocated is a hole in the file (preallocation); None: not looked yet.
@@ -94,7 +99,7 @@ class Qcow2(FormatDriver):
         self.image.report = self._report
         self.mapping = mapping = FastPath(self.image)
         self.map_read = mapping.map_read  # type: ignore[method-assign]
-        self.map_write = mapping.map_write  # type: ignore[method-assign]
+        # map_write follows with the first change.
 
     @classmethod
     async def open(cls, opener: Opener, options: Options) -> Self:
@@ -112,7 +117,7 @@ class Qcow2(FormatDriver):
         if not opener.read_only:
             await _repair(metadata)
             metadata.lazy = _lazy(options, header)
-        await _locate(metadata, runtime.overlap_check)
+        metadata.locations.reset(runtime.overlap_check)
         crypt = await encryption.open_cipher(file, header, opener, options)
         data = await _open_data_file(opener, options, header)
         metadata.data = data or file
@@ -136,6 +141,8 @@ class Qcow2(FormatDriver):
         if driver.writable:
             bitmap_directory.check_extension(header)
             await driver._clear_unknown_autoclear()
+            if header.has_extension(hdr.EXT_BITMAPS):
+                await driver._before_change()
         # Last, as bitmaps in use are lost unless the driver is closed in order.
         driver.bitmap_store = await bitmaps.BitmapStore.load(
             metadata, opener.bitmaps, header.disk_size, writable=driver.writable
@@ -172,6 +179,17 @@ class Qcow2(FormatDriver):
             except OSError as exc:
                 raise QmpError(f"Could not update qcow2 header: {exc.strerror}") from exc
 
+    async def _before_change(self) -> None:
+        """Know where the metadata are that no write may hit."""
+        if self._located:
+            return
+        async with self._locating:
+            if not self._located:
+                metadata = self.image.metadata
+                await _locate(metadata, metadata.locations.protected)
+                self._located = True
+                self.map_write = self.mapping.map_write  # type: ignore[method-assign]
+
     def _clean_caches_every(self, seconds: int) -> None:
         if self._stop_cleaning is not None:
             self._stop_cleaning()
@@ -194,6 +212,8 @@ class Qcow2(FormatDriver):
             return
         try:
             if self.bitmap_store is not None:
+                if any(bitmap.persistent for bitmap in self.opener.bitmaps):
+                    await self._before_change()
                 await self.bitmap_store.store()
         except QmpError as exc:
             log.error(
@@ -245,8 +265,8 @@ class Qcow2(FormatDriver):
         return self.mapping.map_read(offset, length)
 
     def map_write(self, offset: int, length: int) -> Extents | None:
-        """Say where to write at once, or None (an instance has the mapping's own method here)."""
-        return self.mapping.map_write(offset, length)
+        """Leave the first change to the slow path (then an instance has the mapping's own method here)."""
+        return None
 
     def allocated_now(self, offset: int, length: int) -> bool:
         """Say whether no byte of the range comes from the backing file, as far as the caches tell."""
@@ -296,6 +316,7 @@ class Qcow2(FormatDriver):
         fill = bool(flags & ReqFlag.WRITE_UNCHANGED)
         write = compressing.pwritev if flags & ReqFlag.WRITE_COMPRESSED else writing.pwritev
         try:
+            await self._before_change()
             await write(self.image, offset, iov, fill=fill)
         except CorruptImageError as exc:
             await self._corrupt(exc)
@@ -304,6 +325,7 @@ class Qcow2(FormatDriver):
     async def pwrite_zeroes(self, offset: int, length: int, flags: ReqFlag) -> None:
         """Make whole clusters read as zeroes."""
         try:
+            await self._before_change()
             await zeroing.pwrite_zeroes(self.image, offset, length, flags)
         except CorruptImageError as exc:
             await self._corrupt(exc)
@@ -312,6 +334,7 @@ class Qcow2(FormatDriver):
     async def pdiscard(self, offset: int, length: int) -> None:
         """Deallocate whole clusters."""
         try:
+            await self._before_change()
             await zeroing.pdiscard(self.image, offset, length)
         except CorruptImageError as exc:
             await self._corrupt(exc)
@@ -379,6 +402,7 @@ class Qcow2(FormatDriver):
             self.has_holes = None
             if self.bitmap_store is not None and not size % SECTOR:
                 self.bitmap_store.check_resize()
+            await self._before_change()
             await resize.truncate(self.image, size, prealloc, flags, exact=exact)
             if self.bitmap_store is not None:
                 self.bitmap_store.size = size
@@ -396,6 +420,7 @@ class Qcow2(FormatDriver):
         if writable and not self.writable and corrupt:
             raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
         if self.bitmap_store is not None and self.writable and not writable:
+            await self._before_change()
             await self.bitmap_store.become_readonly()
         metadata = self.image.metadata
         lazy = writable and _lazy(options, self.header)
@@ -413,7 +438,9 @@ class Qcow2(FormatDriver):
             self._clean_caches_every(runtime.cache_clean_interval)
             if writable and not self.writable:
                 await self._repair_late()
-            await _locate(metadata, runtime.overlap_check)
+            metadata.locations.reset(runtime.overlap_check)
+            self._located = False
+            await self._before_change()
             self.writable = writable
             if writable:
                 await self._clear_unknown_autoclear()

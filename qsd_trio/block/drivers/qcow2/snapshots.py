@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from qsd_trio.block.drivers.qcow2 import layout as lay
-from qsd_trio.block.drivers.qcow2 import sharing, snapshot_table
+from qsd_trio.block.drivers.qcow2 import overlap, sharing, snapshot_table
 from qsd_trio.block.drivers.qcow2.check import STEP, read_words
 from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.layout import (
@@ -188,6 +188,8 @@ class Snapshots(SnapshotStore):
         metadata = self._metadata
         if self.image.broken:
             raise os_error(errno.ENOMEDIUM)
+        await overlap.locate(metadata, metadata.locations.protected)
+        await locate(metadata)
         await self._settle()
         if self.image.version >= 3:
             await metadata.set_dirty_bit(value=True)
