@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar, final
 
 import attrs
 
+from qsd_trio import trace
 from qsd_trio.block.abc import Perm
 from qsd_trio.registry import export_types
 from qsd_trio.services import Service
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from qsd_trio.events import EventBus
     from qsd_trio.exports.nbd_server import NbdServer
     from qsd_trio.untyped import Options
+
+_trace_deleted = trace.point("export_deleted")
 
 
 @final
@@ -35,11 +38,12 @@ class Export(Service):
     """A node made visible to clients of one protocol.
 
     The command block-export-add makes the backend (permissions, length) and hands it over: the export
-    closes it when it ends and emits BLOCK_EXPORT_DELETED in ``gone()``.
+    closes it when it ends. ``events`` is where BLOCK_EXPORT_DELETED goes then.
     """
 
     type_name: ClassVar[str]
     backend: BlockBackend
+    events: EventBus
     shutting_down: bool = False
     #: What other users of the node may do.
     shared_permissions: ClassVar[Perm] = Perm.ALL
@@ -51,6 +55,11 @@ class Export(Service):
 
         Raises QmpError and leaves nothing behind.
         """
+
+    def gone(self) -> None:
+        """Tell the monitors."""
+        _trace_deleted(self.id)
+        self.events.emit("BLOCK_EXPORT_DELETED", id=self.id)
 
     @property
     @abstractmethod

@@ -40,12 +40,21 @@ def read_now(extents: Extents, iov: Iov) -> bool:
 
 
 def write_now(extents: Extents, iov: Iov) -> bool:
-    """Write ``iov`` to the extents without waiting; False: not now, or not all of it."""
+    """Write ``iov`` to the extents without waiting; False: not now, or not all of it.
+
+    Errors are False too, as for ``read_now``.
+    """
+    if len(extents) == 1:
+        file, offset, _ = extents[0]
+        try:
+            return file is not None and file.write_now(iov, offset)
+        except OSError:
+            return False
     if len(extents) > MAX_EXTENTS:
         return False
     at = 0
     for file, offset, length in extents:
-        pieces = iov if len(extents) == 1 else iov_slice(iov, at, length)
+        pieces = iov_slice(iov, at, length)
         at += length
         try:
             if file is None or not file.write_now(pieces, offset):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
-from qsd_trio import trace
 from qsd_trio.block.abc import Perm
 from qsd_trio.errors import QmpError, with_errno
 from qsd_trio.exports.abc import Export, export_type
@@ -34,7 +33,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("qsd_trio.exports.fuse")
 
-_trace_deleted = trace.point("export_deleted")
 
 MOUNT_OPTIONS: Final = f"max_read={MAX_IO},default_permissions"
 
@@ -51,7 +49,7 @@ class FuseExport(Export):
         self.id = options.id
         self.backend = backend
         self.mountpoint: str = options.mountpoint
-        self._events = context.events
+        self.events = context.events
         self._writable = bool(options.writable)
         self._growable = bool(options.growable)
         allow_other = options.allow_other
@@ -130,11 +128,6 @@ class FuseExport(Export):
         self.shutting_down = True
         self._stop.set()
         return True
-
-    def gone(self) -> None:
-        """Tell the monitors."""
-        _trace_deleted(self.id)
-        self._events.emit("BLOCK_EXPORT_DELETED", id=self.id)
 
     @property
     def in_use(self) -> bool:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from qsd_trio import trace
 from qsd_trio.block.abc import ChildRole, Perm
 from qsd_trio.errors import QmpError
 from qsd_trio.exports.abc import Export, export_type
@@ -38,9 +37,6 @@ CLIENT_GRACE: Final = 5.0
 PREFERRED_BLOCK: Final = 4096
 
 
-_trace_deleted = trace.point("export_deleted")
-
-
 def check_string(what: str, text: str) -> None:
     """Raise QmpError if ``text`` is longer than an NBD string may be."""
     if len(text.encode("utf-8", "surrogateescape")) > MAX_STRING:
@@ -62,7 +58,7 @@ class NbdExport(Export):
         self.backend = backend
         self.name: str = options.name if options.name is not None else backend.node.node_name
         self.description: str | None = options.description
-        self._events = context.events
+        self.events = context.events
         self._server = server
         self._writable = bool(options.writable)
         self._writethrough = bool(options.writethrough)
@@ -134,11 +130,6 @@ class NbdExport(Export):
         self.shutting_down = True
         self._stop.set()
         return True
-
-    def gone(self) -> None:
-        """Tell the monitors."""
-        _trace_deleted(self.id)
-        self._events.emit("BLOCK_EXPORT_DELETED", id=self.id)
 
     @property
     def in_use(self) -> bool:

@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from qsd_trio.block.abc import Extents
     from qsd_trio.block.backend import BlockBackend
     from qsd_trio.block.dirty_bitmaps import DirtyBitmap
     from qsd_trio.protocol.nbd.negotiation import ExportChosen
@@ -357,18 +356,13 @@ class Transmission:
                     break
                 if writable and length and offset + length <= limit:
                     extents = map_write(offset, length)
-                    if extents is not None:
-                        try:
-                            done = _write_extents_now(extents, view[data:stop])
-                        except OSError:
-                            done = False  # as above
-                        if done:
-                            if traced:
-                                trace_request(magic, flags, kind, cookie, offset, length)
-                            pack_ok(arena, used, cookie, offset)
-                            used += ok_size
-                            start = stop
-                            continue
+                    if extents is not None and write_now(extents, (view[data:stop],)):
+                        if traced:
+                            trace_request(magic, flags, kind, cookie, offset, length)
+                        pack_ok(arena, used, cookie, offset)
+                        used += ok_size
+                        start = stop
+                        continue
             if traced:
                 trace_request(magic, flags, kind, cookie, offset, length)
             self._request = Request(flags, kind, cookie, offset, length)
@@ -590,14 +584,6 @@ class Transmission:
     async def _write_piece(self, offset: int, piece: memoryview) -> None:
         if offset + len(piece) <= self._limit:
             extents = self._backend.map_write(offset, len(piece))
-            if extents is not None and _write_extents_now(extents, piece):
+            if extents is not None and write_now(extents, (piece,)):
                 return
         await self._backend.pwritev(offset, [piece])
-
-
-def _write_extents_now(extents: Extents, data: memoryview) -> bool:
-    """Write ``data`` to the extents without waiting; False: not all of it was written."""
-    if len(extents) == 1:
-        file, offset, _ = extents[0]
-        return file is not None and file.write_now((data,), offset)
-    return write_now(extents, (data,))

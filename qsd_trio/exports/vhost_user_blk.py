@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from qsd_trio import trace
 from qsd_trio.errors import QmpError
 from qsd_trio.exports.abc import Export, export_type
 from qsd_trio.exports.vhost_user_connection import Connection
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from qsd_trio.net.listen import Listener
     from qsd_trio.untyped import Options
 
-_trace_deleted = trace.point("export_deleted")
 
 MAX_BLOCK_SIZE: Final = 2 * 1024 * 1024
 SERIAL: Final = "vhost_user_blk"
@@ -55,7 +53,7 @@ class VhostUserBlkExport(Export):
     def __init__(self, context: ExportContext, backend: BlockBackend, options: Options) -> None:
         self.id = options.id
         self.backend = backend
-        self._events = context.events
+        self.events = context.events
         self._address = options.addr
         size = options.logical_block_size
         self._num_queues = options.num_queues if options.num_queues is not None else 1
@@ -141,11 +139,6 @@ class VhostUserBlkExport(Export):
         self.shutting_down = True
         self._scope.cancel()
         return True
-
-    def gone(self) -> None:
-        """Tell the monitors."""
-        _trace_deleted(self.id)
-        self._events.emit("BLOCK_EXPORT_DELETED", id=self.id)
 
     @property
     def in_use(self) -> bool:

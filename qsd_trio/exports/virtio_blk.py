@@ -325,14 +325,21 @@ class _QueueServer:
                 head = element.head
                 offset = sector << 9
                 done = False
+                size = 0  # of what can be done at once
                 if kind == IN:
                     size = len(into[0]) if len(into) == 1 else iov_size(into)
-                    if (
-                        0 < size <= MAX_INLINE
-                        and not size & 511
-                        and not offset & unaligned
-                        and offset + size <= length
-                    ):
+                elif kind == OUT and may_write:
+                    size = len(out[0]) if len(out) == 1 else iov_size(out)
+                if (
+                    0 < size <= MAX_INLINE
+                    and not size & 511
+                    and not offset & unaligned
+                    and offset + size <= length
+                ):
+                    if kind == OUT:
+                        extents = map_write(offset, size)
+                        done = extents is not None and write_now(extents, out)
+                    else:
                         extents = map_read(offset, size)
                         if extents is not None:
                             file, at, _ = extents[0]
@@ -349,16 +356,6 @@ class _QueueServer:
                                     pass  # not cached, or the slow path meets it again and reports it
                             else:
                                 done = read_now(extents, into)
-                elif kind == OUT and may_write:
-                    size = len(out[0]) if len(out) == 1 else iov_size(out)
-                    if (
-                        0 < size <= MAX_INLINE
-                        and not size & 511
-                        and not offset & unaligned
-                        and offset + size <= length
-                    ):
-                        extents = map_write(offset, size)
-                        done = extents is not None and write_now(extents, out)
                 if done:
                     moved += size
                     status[0] = OK
