@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
+    from qsd_trio.block.extentfile import ExtentFile
     from qsd_trio.block.snapshots import SnapshotStore
     from qsd_trio.untyped import Json, Options
 
     Iov: TypeAlias = Sequence[memoryview]
     #: A piece of a mapped range: where its bytes are on the host. A file of None means zeroes.
-    Extent: TypeAlias = "tuple[ExtentFile | None, int, int]"  # (file, host offset, length)
+    Extent: TypeAlias = tuple[ExtentFile | None, int, int]  # (file, host offset, length)
     Extents: TypeAlias = Sequence[Extent]
 
 
@@ -108,8 +109,6 @@ class Limits:
     """What a driver can take; the gate splits, pads and emulates accordingly (bytes)."""
 
     request_alignment: int = 1
-    #: ``map_write`` answers for whole blocks of that alignment, and for nothing else.
-    maps_whole_blocks_only: bool = False
     max_transfer: int = MAX_REQUEST
     max_pwrite_zeroes: int = MAX_REQUEST
     pwrite_zeroes_alignment: int = 1
@@ -127,27 +126,36 @@ class Limits:
     can_discard: bool = False
 
 
-class ExtentFile(Protocol):
-    """What an extent points to: a HostFile, or something that reads and writes as one does.
+class Requests(Protocol):
+    """The requests that a node takes, directly or through an edge."""
 
-    ``fd`` is -1 if no descriptor has the bytes, ``read_flags`` are for os.preadv on it.
-    """
+    def getlength(self) -> int:
+        """Return the length in bytes, a multiple of SECTOR."""
+        ...
 
-    @property
-    def fd(self) -> int: ...
-    @property
-    def read_flags(self) -> int: ...
-    @property
-    def can_read_now(self) -> bool: ...
-    @property
-    def can_write_now(self) -> bool: ...
-    def read_now(self, iov: Iov, offset: int) -> int: ...
-    def write_now(self, iov: Iov, offset: int) -> bool: ...
-    def cached_now(self, offset: int, length: int) -> bool: ...
-    def sendfile_now(self, socket_fd: int, offset: int, length: int) -> int: ...
+    def map_read(self, offset: int, length: int) -> Extents | None: ...
+    def map_write(self, offset: int, length: int) -> Extents | None: ...
+    async def preadv(self, offset: int, iov: Iov) -> None: ...
+    async def pwritev(self, offset: int, iov: Iov, flags: ReqFlag = ReqFlag.NONE) -> None: ...
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: ReqFlag = ReqFlag.NONE
+    ) -> None: ...
+    async def pdiscard(self, offset: int, length: int) -> None: ...
+    async def flush(self) -> None: ...
+    async def block_status(
+        self, offset: int, length: int, *, want_zero: bool = True
+    ) -> BlockStatus: ...
+    async def truncate(
+        self,
+        size: int,
+        *,
+        exact: bool = False,
+        prealloc: str = "off",
+        flags: ReqFlag = ReqFlag.NONE,
+    ) -> None: ...
 
 
-class BlockNode(Protocol):
+class BlockNode(Requests, Protocol):
     """A node as the others see it: its requests pass the gate (block/io.py: Node)."""
 
     @property
@@ -156,39 +164,15 @@ class BlockNode(Protocol):
     def driver(self) -> BlockDriver: ...
     @property
     def read_only(self) -> bool: ...
-    def getlength(self) -> int:
-        """Return the length in bytes, a multiple of SECTOR."""
-        ...
-
     def limits(self) -> Limits: ...
     def below(self) -> BlockNode | None:
         """Return the next layer of content: the backing or filtered child's node, if there is one."""
         ...
 
-    def map_read(self, offset: int, length: int) -> Extents | None: ...
-    def map_write(self, offset: int, length: int) -> Extents | None: ...
-    async def preadv(self, offset: int, iov: Iov) -> None: ...
-    async def pwritev(self, offset: int, iov: Iov, flags: ReqFlag = ReqFlag.NONE) -> None: ...
-    async def pwrite_zeroes(
-        self, offset: int, length: int, flags: ReqFlag = ReqFlag.NONE
-    ) -> None: ...
-    async def pdiscard(self, offset: int, length: int) -> None: ...
-    async def flush(self) -> None: ...
-    async def block_status(
-        self, offset: int, length: int, *, want_zero: bool = True
-    ) -> BlockStatus: ...
-    async def truncate(
-        self,
-        size: int,
-        *,
-        exact: bool = False,
-        prealloc: str = "off",
-        flags: ReqFlag = ReqFlag.NONE,
-    ) -> None: ...
     async def prefetch(self, offset: int, length: int) -> None: ...
 
 
-class Child(Protocol):
+class Child(Requests, Protocol):
     """An edge from a node to its child: the child's requests, and the edge's name and role."""
 
     @property
@@ -197,27 +181,6 @@ class Child(Protocol):
     def role(self) -> ChildRole: ...
     @property
     def node(self) -> BlockNode: ...
-    def getlength(self) -> int: ...
-    def map_read(self, offset: int, length: int) -> Extents | None: ...
-    def map_write(self, offset: int, length: int) -> Extents | None: ...
-    async def preadv(self, offset: int, iov: Iov) -> None: ...
-    async def pwritev(self, offset: int, iov: Iov, flags: ReqFlag = ReqFlag.NONE) -> None: ...
-    async def pwrite_zeroes(
-        self, offset: int, length: int, flags: ReqFlag = ReqFlag.NONE
-    ) -> None: ...
-    async def pdiscard(self, offset: int, length: int) -> None: ...
-    async def flush(self) -> None: ...
-    async def block_status(
-        self, offset: int, length: int, *, want_zero: bool = True
-    ) -> BlockStatus: ...
-    async def truncate(
-        self,
-        size: int,
-        *,
-        exact: bool = False,
-        prealloc: str = "off",
-        flags: ReqFlag = ReqFlag.NONE,
-    ) -> None: ...
 
 
 T = TypeVar("T")
@@ -395,7 +358,8 @@ class BlockDriver(ABC):
 
         Asking means that the whole range is written before anything else happens: a format driver may
         allocate here, from cached tables. The range may lie beyond the end for a parent with RESIZE: the
-        write grows the file, and what it skips reads as zeroes.
+        write grows the file, and what it skips reads as zeroes. With a ``request_alignment`` above 1 the
+        answer is for whole blocks only.
         """
         return None
 

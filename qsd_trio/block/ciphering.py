@@ -6,11 +6,10 @@ the fast path as well, by a ``CipheredFile``, which stands for the child in an e
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Final, final
 
+from qsd_trio.block.extentfile import BufferedFile
 from qsd_trio.crypto.sectors import SECTOR, SectorCipher
-from qsd_trio.errors import os_error
 from qsd_trio.host.malloc import keep_freed_memory
 from qsd_trio.host.workers import worker_pool
 from qsd_trio.iov import iov_fill, iov_gather, iov_size
@@ -18,7 +17,8 @@ from qsd_trio.iov import iov_fill, iov_gather, iov_size
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from qsd_trio.block.abc import Child, ExtentFile, Extents, Iov
+    from qsd_trio.block.abc import Child, Extents, Iov
+    from qsd_trio.block.extentfile import ExtentFile
     from qsd_trio.crypto.sectors import Buffer
 
     Reader = Callable[[int, Iov], Awaitable[None]]
@@ -64,16 +64,11 @@ async def _batches(run: Callable[[Buffer, int], bytes], data: memoryview, sector
 
 
 @final
-class CipheredFile:
+class CipheredFile(BufferedFile):
     """What is decrypted from ``child``, beginning at ``start``, in the extents of the fast path.
 
     Sectors are numbered from there. ``map_read`` and ``map_write`` answer for whole sectors.
     """
-
-    fd = -1  # no descriptor has these bytes
-    read_flags = 0
-    can_read_now = True
-    can_write_now = True
 
     def __init__(self, cipher: SectorCipher, child: Child, start: int) -> None:
         """Decrypt from ``start`` in ``child`` on."""
@@ -136,11 +131,3 @@ class CipheredFile:
         ciphertext = self._cipher.encrypt(data, offset // SECTOR)
         file, host = target
         return file.write_now([memoryview(ciphertext)], host)
-
-    def cached_now(self, offset: int, length: int) -> bool:
-        """Say no: what is cached is not what the image holds."""
-        return False
-
-    def sendfile_now(self, socket_fd: int, offset: int, length: int) -> int:
-        """Refuse: the kernel cannot decrypt."""
-        raise os_error(errno.ENOTSUP)

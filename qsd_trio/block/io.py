@@ -29,6 +29,7 @@ from qsd_trio.block.abc import (
     StatusFlag,
 )
 from qsd_trio.block.dirty_bitmaps import DirtyBitmaps
+from qsd_trio.block.serialising import Serialised
 from qsd_trio.errors import QmpError, os_error
 from qsd_trio.iov import (
     CHUNK,
@@ -51,16 +52,6 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 2**63 - 2**30  # QEMU's BDRV_MAX_LENGTH
 BOUNCE = CHUNK  # bytes written at a time where zeroes are emulated
-
-
-@final
-@attrs.define(eq=False)
-class _Serialised:
-    """A request that others touching the same blocks must wait for."""
-
-    start: int
-    end: int
-    done: trio.Event = attrs.field(factory=trio.Event)
 
 
 @final
@@ -102,7 +93,7 @@ class Node:
         self._slow_writes = 1  # reasons why map_write must answer None
         self._dirty = False  # written since the last flush began
         self._flushing = 0
-        self._serialised: list[_Serialised] = []
+        self._serialised = Serialised()
 
     def __repr__(self) -> str:
         return f"<Node {self.node_name} ({self.driver_name})>"
@@ -151,7 +142,6 @@ class Node:
             self.flags.read_only
             + (self.flags.detect_zeroes != "off")
             + bool(self.write_threshold)
-            + (self._limits.request_alignment > 1 and not self._limits.maps_whole_blocks_only)
             + len(self._serialised)
             + self.bitmaps.has_readonly
         )
@@ -252,11 +242,11 @@ class Node:
         step = self._max_transfer()
         if start == offset and end == offset + length:
             if self._serialised:
-                await self._wait_serialised(start, end)
+                await self._serialised.wait(start, end)
             for at in range(0, length, step):
                 await self.driver.preadv(offset + at, iov_slice(iov, at, min(step, length - at)))
             return
-        await self._wait_serialised(start, end)
+        await self._serialised.wait(start, end)
         for at in range(start, end, step):
             size = min(step, end - at)
             bounce = memoryview(mmap.mmap(-1, size))
@@ -463,31 +453,18 @@ class Node:
 
     # -- order of overlapping requests ---------------------------------------------------------------
 
-    async def _wait_serialised(self, start: int, end: int) -> None:
-        while True:
-            for other in self._serialised:
-                if other.start < end and start < other.end:
-                    await other.done.wait()
-                    break
-            else:
-                return
-
     @asynccontextmanager
     async def _serialising(self, start: int, end: int) -> AsyncGenerator[None]:
         """Keep every other serialising request out of the range (block-aligned drivers only)."""
         if self._limits.request_alignment == 1:
             yield
             return
-        await self._wait_serialised(start, end)
-        mine = _Serialised(start, end)
-        self._serialised.append(mine)
-        self._count_slow_writes()
         try:
-            yield
+            async with self._serialised.hold(start, end):
+                self._count_slow_writes()
+                yield
         finally:
-            self._serialised.remove(mine)
             self._count_slow_writes()
-            mine.done.set()
 
     # -- the rest ------------------------------------------------------------------------------------
 

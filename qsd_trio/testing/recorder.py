@@ -18,12 +18,13 @@ that share a journal crash together, but a flush of one says nothing of the othe
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import attrs
 import trio
 
 from qsd_trio.block.abc import SECTOR, BlockStatus, Limits, ProtocolDriver, ReqFlag, StatusFlag
+from qsd_trio.block.extentfile import BufferedFile
 from qsd_trio.errors import QmpError, os_error
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from qsd_trio.block.abc import Extents, Iov, Opener
-    from qsd_trio.host.files import HostFile
     from qsd_trio.untyped import Options
 
 DEFAULT_MAX_LENGTH: Final = 1 << 28  # as a file system has a longest file
@@ -210,10 +210,8 @@ def _put(data: bytearray, change: Change, start: int | None = None, end: int = 0
 
 
 @final
-class _HostFile:
+class _RecordedFile(BufferedFile):
     """What extents of a ``RecordingDisk`` point to."""
-
-    can_read_now = True
 
     def __init__(self, disk: RecordingDisk) -> None:
         self._disk = disk
@@ -262,7 +260,7 @@ class RecordingDisk(ProtocolDriver):
         self.number = self.journal.add_disk(bytes(content))
         self.rng = rng
         self.max_length = max_length
-        self.host = cast("HostFile", _HostFile(self))
+        self.host = _RecordedFile(self)
         self.fast = True
         self.fast_writes = True
         self.flushes = 0

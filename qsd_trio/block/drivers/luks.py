@@ -81,9 +81,7 @@ class Luks(FormatDriver):
 
     def limits(self) -> Limits:
         """Whole sectors are ciphered."""
-        return Limits(
-            request_alignment=SECTOR, max_transfer=MAX_TRANSFER, maps_whole_blocks_only=True
-        )
+        return Limits(request_alignment=SECTOR, max_transfer=MAX_TRANSFER)
 
     def full_options(self) -> Mapping[str, Json]:
         """Return the id of the secret, not the secret."""

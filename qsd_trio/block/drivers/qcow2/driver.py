@@ -160,7 +160,7 @@ class Qcow2(FormatDriver):
         """The snapshots in the image."""
         from qsd_trio.block.drivers.qcow2.snapshots import Snapshots
 
-        return Snapshots(image=self.image, report=self._corrupt)
+        return Snapshots(image=self.image, report=self._corrupt, before_change=self._before_change)
 
     @property
     def backing(self) -> Child | None:
@@ -248,7 +248,6 @@ class Qcow2(FormatDriver):
             limits,
             request_alignment=encryption.SECTOR,
             max_transfer=encryption.MAX_TRANSFER,
-            maps_whole_blocks_only=True,
         )
 
     def has_zero_init(self) -> bool:

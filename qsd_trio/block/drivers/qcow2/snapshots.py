@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from qsd_trio.block.drivers.qcow2 import layout as lay
-from qsd_trio.block.drivers.qcow2 import overlap, sharing, snapshot_table
+from qsd_trio.block.drivers.qcow2 import sharing, snapshot_table
 from qsd_trio.block.drivers.qcow2.check import STEP, read_words
 from qsd_trio.block.drivers.qcow2.imagefile import read_file
 from qsd_trio.block.drivers.qcow2.layout import (
@@ -119,6 +119,8 @@ class Snapshots(SnapshotStore):
     image: Image
     #: Tells the world of a corruption.
     report: Callable[[CorruptImageError], Awaitable[None]]
+    #: Finds out where the metadata are that no write may hit.
+    before_change: Callable[[], Awaitable[None]]
     _metadata: Metadata = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -188,8 +190,7 @@ class Snapshots(SnapshotStore):
         metadata = self._metadata
         if self.image.broken:
             raise os_error(errno.ENOMEDIUM)
-        await overlap.locate(metadata, metadata.locations.protected)
-        await locate(metadata)
+        await self.before_change()
         await self._settle()
         if self.image.version >= 3:
             await metadata.set_dirty_bit(value=True)
